@@ -1,0 +1,423 @@
+"""The shared vocabulary: one class per table of schema.sql, and the verbs people use on them.
+
+schema.sql owns the tables; nothing here creates any, and a test compares the two. Queries start
+from the owner (``Endpoint.of(tenant_id)``), so that "another tenant's" and "does not exist" are the
+same answer by construction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, Self
+
+from peewee import (
+    JOIN,
+    BigAutoField,
+    BigIntegerField,
+    BlobField,
+    BooleanField,
+    Case,
+    Expression,
+    Field,
+    FloatField,
+    IntegerField,
+    Model,
+    ModelSelect,
+    SmallIntegerField,
+    TextField,
+    fn,
+)
+from playhouse.postgres_ext import ArrayField, BinaryJSONField, DateTimeTZField
+
+from app import errors
+from app.db import db
+
+LARGEST_ID = 2**53 - 1
+ID_EPOCH_MS = 1735689600000  # 2025-01-01 UTC; schema.sql, "ids"
+
+# What an endpoint can be in, and what a task can be in; schema.sql explains each transition.
+ENDPOINT_STATUSES = ("pending", "active", "paused", "disabled", "deleted")
+TASK_STATUSES = ("pending", "delivering", "retry", "waiting", "delivered", "failed", "canceled")
+OPEN_TASK_STATUSES = ("pending", "delivering", "retry", "waiting")
+
+# How an attempt or a task failed: the closed vocabulary of schema.sql.
+FAILURES = (
+    "dns", "connect", "tls", "timeout", "blocked_address", "too_large", "redirect", "http_4xx",
+    "http_5xx", "reset", "bad_response", "unsendable", "interrupted", "expired",
+)  # fmt: skip
+
+RETIRED_SECRET_HOURS = 24  # a replaced secret signs beside the new one for so long
+
+
+class Table(Model):
+    """A table of the schema ``hookjetty``."""
+
+    class Meta:
+        database = db
+        schema = "hookjetty"
+        legacy_table_names = False
+
+
+class Tenant(Table):
+    """A customer of the platform, known here since its first endpoint."""
+
+    id = BigIntegerField(primary_key=True)
+    created_at = DateTimeTZField()
+
+    class Meta:
+        table_name = "tenants"
+
+
+class Endpoint(Table):
+    """A URL a tenant wants called."""
+
+    id = BigAutoField()
+    tenant_id = BigIntegerField()
+    url = TextField()
+    url_key = TextField()
+    events = ArrayField(TextField, index=False)
+    status = TextField()
+    reason = TextField(null=True)
+    secret = TextField()
+    retired_secrets = BinaryJSONField(index=False)
+    version = BigIntegerField()
+    created_at = DateTimeTZField()
+    updated_at = DateTimeTZField()
+    handshake_at = DateTimeTZField(null=True)
+    handshake_tries = IntegerField()
+    handshake_failure = TextField(null=True)
+    verified_at = DateTimeTZField(null=True)
+    failures = IntegerField()
+    failing_since = DateTimeTZField(null=True)
+    hold_until = DateTimeTZField(null=True)
+    settling = BooleanField()
+
+    class Meta:
+        table_name = "endpoints"
+
+    @classmethod
+    def of(cls, tenant_id: int) -> ModelSelect:
+        """A tenant's endpoints in every state but deleted, oldest first."""
+        return (
+            cls.select()
+            .where(cls.tenant_id == tenant_id, cls.status != "deleted")
+            .order_by(cls.id)
+        )
+
+    @classmethod
+    def get_of(cls, tenant_id: int, endpoint_id: int) -> Self:
+        """One of a tenant's endpoints, or ``not_found``."""
+        endpoint = cls.of(tenant_id).where(cls.id == endpoint_id).first()
+        if endpoint is None:
+            raise errors.not_found(f"endpoint ep_{endpoint_id}")
+        return endpoint
+
+    @classmethod
+    def change(cls, endpoint_id: int, **columns: Any) -> Self | None:
+        """Write a change made by a person; None when the endpoint is deleted meanwhile.
+
+        Bumps ``version``, so that a handshake under way for the state before is void, and lets the
+        settling job look whether the endpoint's open tasks still fit.
+        """
+        rows = (
+            cls.update(
+                **columns, version=cls.version + 1, updated_at=fn.now(), settling=True
+            )
+            .where(cls.id == endpoint_id, cls.status != "deleted")
+            .returning(cls)
+            .execute()
+        )
+        changed = next(iter(rows), None)
+        if changed is not None:
+            wake()
+        return changed
+
+    @classmethod
+    def delete_of(cls, endpoint: Endpoint) -> None:
+        """Delete an endpoint: answered at once, its open tasks are canceled by the settling job.
+
+        The row stays while its tasks can be listed; ``not_found`` when somebody was faster.
+        """
+        gone = cls.change(
+            endpoint.id, status="deleted", reason=None, handshake_at=None, hold_until=None
+        )
+        if gone is None:
+            raise errors.not_found(f"endpoint {endpoint.id}")
+        Replay.update(status="canceled", finished_at=fn.now()).where(
+            Replay.endpoint_id == endpoint.id, Replay.status == "running"
+        ).execute()
+
+    @property
+    def verification(self) -> dict[str, Any] | None:
+        """How the handshake stands while the endpoint is pending (design: Handshake)."""
+        if self.status != "pending":
+            return None
+        return {"failure": self.handshake_failure, "next_try_at": self.handshake_at}
+
+
+class Event(Table):
+    """Something that happened. ``data`` is read as text, the very text that came in."""
+
+    id = BigIntegerField(primary_key=True)
+    tenant_id = BigIntegerField()
+    type = TextField()
+    data = TextField()
+    fanout = IntegerField()
+    xid = BigIntegerField()
+
+    class Meta:
+        table_name = "events"
+
+    @classmethod
+    def get_of(cls, tenant_id: int, event_id: int) -> Self:
+        """One of a tenant's events with its data as text, or ``not_found``."""
+        event = (
+            cls.select(cls.id, cls.tenant_id, cls.type, cls.data.cast("text").alias("data"), cls.fanout)
+            .where(cls.id == event_id, cls.tenant_id == tenant_id)
+            .first()
+        )
+        if event is None:
+            raise errors.not_found(f"event evt_{event_id}")
+        return event
+
+
+class Task(Table):
+    """One event to be delivered to one endpoint; the row is the queue."""
+
+    id = BigIntegerField(primary_key=True)
+    tenant_id = BigIntegerField()
+    endpoint_id = BigIntegerField()
+    event_id = BigIntegerField()
+    status = TextField()
+    ready = BooleanField()
+    lane = SmallIntegerField()
+    probe = BooleanField()
+    next_try_at = DateTimeTZField(null=True)
+    tries = IntegerField()
+    step = SmallIntegerField()
+    attempt_id = BigIntegerField(null=True)
+    failure = TextField(null=True)
+    replay_id = BigIntegerField(null=True)
+
+    class Meta:
+        table_name = "tasks"
+
+    @classmethod
+    def listed(cls, *conditions: Expression) -> ModelSelect:
+        """Tasks as people see them, newest first, each with its URL and its event's type.
+
+        A task whose endpoint was paused, disabled or deleted is shown in the state it is about to
+        get: the endpoint's row changes first, and a job moves its tasks after it.
+        """
+        status, next_try_at = cls._effective()
+        return (
+            cls.select(
+                cls.id, cls.tenant_id, cls.endpoint_id, cls.event_id, cls.tries, cls.step,
+                cls.failure, cls.replay_id, status.alias("status"),
+                next_try_at.alias("next_try_at"), Endpoint.url.alias("url"),
+                Event.type.alias("type"),
+            )
+            .join(Endpoint, JOIN.LEFT_OUTER, on=(Endpoint.id == cls.endpoint_id), attr="_endpoint")
+            .switch(cls)
+            .join(Event, JOIN.LEFT_OUTER, on=(Event.id == cls.event_id), attr="_event")
+            .where(*conditions)
+            .order_by(cls.id.desc())
+            .objects()
+        )  # fmt: skip
+
+    @classmethod
+    def _effective(cls) -> tuple[Field, Field]:
+        """Status and next_try_at, seen together with the endpoint's status."""
+        moving = cls.status.in_(("pending", "retry"))
+        deleted = Endpoint.status == "deleted"
+        parked = Endpoint.status.in_(("pending", "paused", "disabled"))
+        status = Case(
+            None,
+            [
+                (deleted & (moving | (cls.status == "waiting")), "canceled"),
+                (parked & moving, "waiting"),
+            ],
+            cls.status,
+        )
+        next_try_at = Case(
+            None, [((deleted | parked) & moving, None)], cls.next_try_at
+        )
+        return status, next_try_at
+
+    @classmethod
+    def with_status(cls, status: str) -> Expression:
+        """Which tasks have that status as people see it; keeps the stored status indexable."""
+        if status not in TASK_STATUSES:
+            raise errors.invalid("status", f"must be one of {', '.join(TASK_STATUSES)}")
+        candidates = {
+            "waiting": ("waiting", "pending", "retry"),
+            "canceled": ("canceled", "waiting", "pending", "retry"),
+        }.get(status, (status,))
+        effective, _ = cls._effective()
+        return cls.status.in_(candidates) & (effective == status)
+
+    @classmethod
+    def retry(cls, task_id: int) -> tuple[Self, str]:
+        """A person's retry: due now, from the schedule's first step, and past a hold.
+
+        Returns the task and a sentence on what happens next. The task of an endpoint that is not
+        active waits for it; while under way, or for a deleted endpoint or an expired event, there
+        is nothing to retry: ``version_conflict``.
+        """
+        with db.atomic():
+            task = cls.select().where(cls.id == task_id).for_update().first()
+            if task is None:
+                raise errors.not_found(f"task {task_id}")
+            endpoint = Endpoint.get_or_none(Endpoint.id == task.endpoint_id)
+            if endpoint is None or endpoint.status == "deleted":
+                raise errors.conflict(f"the endpoint of task {task_id} is deleted")
+            if task.status == "delivering":
+                raise errors.conflict(f"task {task_id} is being delivered right now")
+            if not Event.select().where(Event.id == task.event_id).exists():
+                raise errors.conflict(f"the event of task {task_id} is past its retention")
+            active = endpoint.status == "active"
+            cls.update(
+                status="retry" if active else "waiting",
+                ready=active,
+                next_try_at=fn.now() if active else None,
+                step=0,
+                probe=True,
+            ).where(cls.id == task_id).execute()
+            wake()
+        if active:
+            return task, "ok"
+        return task, f"waiting: the endpoint is {endpoint.status}; it is sent when that changes"
+
+
+class Attempt(Table):
+    """One HTTP request made for a task, and what came back."""
+
+    id = BigIntegerField(primary_key=True)
+    task_id = BigIntegerField()
+    tenant_id = BigIntegerField()
+    endpoint_id = BigIntegerField()
+    # `try` is Python's word, so the attribute bears another name than the column.
+    number = IntegerField(column_name="try")
+    started_at = DateTimeTZField(null=True)
+    status_code = SmallIntegerField(null=True)
+    failure = TextField(null=True)
+    resolve_us = IntegerField(null=True)
+    connect_us = IntegerField(null=True)
+    tls_us = IntegerField(null=True)
+    first_byte_us = IntegerField(null=True)
+    total_us = IntegerField(null=True)
+    address = TextField(null=True)
+    response_headers = TextField(null=True)
+    response_body = TextField(null=True)
+    truncated = BooleanField()
+    resent = BooleanField()
+
+    class Meta:
+        table_name = "attempts"
+
+
+class Replay(Table):
+    """A request to deliver an endpoint's past events again."""
+
+    id = BigAutoField()
+    tenant_id = BigIntegerField()
+    endpoint_id = BigIntegerField()
+    status = TextField()
+    from_id = BigIntegerField()
+    upto_id = BigIntegerField()
+    cursor_id = BigIntegerField()
+    events = BigIntegerField()
+    tasks = BigIntegerField()
+    created_at = DateTimeTZField()
+    finished_at = DateTimeTZField(null=True)
+
+    class Meta:
+        table_name = "replays"
+
+
+class IdempotencyKey(Table):
+    """The answer to a write, by its X-Request-Id."""
+
+    owner = BigIntegerField()
+    method = TextField()
+    path = TextField()
+    key = TextField()
+    body_sha256 = BlobField()
+    status_code = SmallIntegerField(null=True)
+    answer = TextField(null=True)
+    sealed = BooleanField()
+    created_at = DateTimeTZField()
+
+    class Meta:
+        table_name = "idempotency_keys"
+        primary_key = False
+
+
+class RateLimit(Table):
+    """What the limits have counted; written by the functions count_hit and take_tokens."""
+
+    key = TextField(primary_key=True)
+    hits = ArrayField(DateTimeTZField, index=False, null=True)
+    tokens = FloatField(null=True)
+    counted_at = DateTimeTZField()
+    wait = FloatField(null=True)
+
+    class Meta:
+        table_name = "rate_limits"
+
+
+class Dispatcher(Table):
+    """A running dispatcher's heartbeat."""
+
+    id = BigIntegerField(primary_key=True)
+    host = TextField()
+    pid = IntegerField()
+    parked = BooleanField()
+    in_flight = IntegerField()
+    started_at = DateTimeTZField()
+    seen_at = DateTimeTZField()
+
+    class Meta:
+        table_name = "dispatchers"
+
+
+def wake() -> None:
+    """Bring the dispatchers' jobs and claims forward when the present transaction commits."""
+    db.execute_sql("SELECT pg_notify('hookjetty', 'jobs')")
+
+
+def id_time(identifier: int) -> datetime:
+    """The moment an event, task or attempt id was made (schema.sql, "ids").
+
+    >>> id_time(0).isoformat()
+    '2025-01-01T00:00:00+00:00'
+    """
+    return datetime.fromtimestamp(((identifier >> 12) + ID_EPOCH_MS) / 1000, UTC)
+
+
+def id_at(moment: datetime) -> int:
+    """The smallest id of that moment: the lower bound of "since".
+
+    >>> id_at(datetime(2025, 1, 1, 0, 0, 1, tzinfo=UTC)) == 1000 << 12
+    True
+    """
+    return (int(moment.timestamp() * 1000) - ID_EPOCH_MS) << 12
+
+
+def rfc3339(moment: datetime | None) -> str | None:
+    """UTC with milliseconds, the one form of times on every surface.
+
+    >>> rfc3339(datetime(2025, 10, 5, 6, 0, tzinfo=UTC))
+    '2025-10-05T06:00:00.000Z'
+    """
+    if moment is None:
+        return None
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def tables() -> Sequence[type[Table]]:
+    """Every model, for the test that holds them against schema.sql."""
+    return Table.__subclasses__()
+
+
