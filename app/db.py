@@ -16,7 +16,16 @@ from typing import Any, TypeVar
 
 import psycopg2
 import psycopg2.extensions
-from peewee import DatabaseError, InterfaceError, OperationalError, PostgresqlDatabase
+from peewee import (
+    DatabaseError,
+    DataError,
+    IntegrityError,
+    InterfaceError,
+    OperationalError,
+    PeeweeException,
+    PostgresqlDatabase,
+    ProgrammingError,
+)
 
 from app import errors
 
@@ -24,9 +33,9 @@ log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 
-# A dead host must be noticed although psycopg2 itself never times out: connecting takes 2 s at most,
-# unacknowledged data ends a connection after 10 s, a silent peer after 10 + 3 * 5 s.
-LIVELINESS = {
+# A dead host must be noticed although psycopg2 itself never times out: connecting takes 2 s at
+# most, unacknowledged data ends a connection after 10 s, a silent peer after 10 + 3 * 5 s.
+LIVELINESS: dict[str, Any] = {
     "connect_timeout": 2,
     "keepalives_idle": 10,
     "keepalives_interval": 5,
@@ -35,10 +44,12 @@ LIVELINESS = {
 }
 
 # For the sessions of the hot statements: a claim or a record touches a few rows by index, whatever
-# the statistics of a table that was empty a minute ago say about its size.
+# the statistics of a table that was empty a minute ago say about its size. And a process that is
+# stopped between two statements must not keep its locks: others have to claim in its place.
 PINNED_PLANS = """
 SET plan_cache_mode = force_generic_plan; SET jit = off; SET enable_seqscan = off;
-SET enable_bitmapscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off
+SET enable_bitmapscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off;
+SET idle_in_transaction_session_timeout = '5s'
 """
 
 SERIALIZATION_FAILURE, DEADLOCK_DETECTED = "40001", "40P01"
@@ -57,6 +68,8 @@ class Connection(psycopg2.extensions.connection):
 class Database(PostgresqlDatabase):
     """Peewee's database, plus ``ready()``: the only two questions asked before a unit of work."""
 
+    _state: Any  # of this thread; Peewee's stubs do not show it
+
     def ready(self) -> None:
         """See that this thread has a connection on which the server has not hung up.
 
@@ -68,7 +81,7 @@ class Database(PostgresqlDatabase):
         self.connect(reuse_if_open=True)
 
     def give_up(self) -> None:
-        """Drop this thread's connection, whatever state it is in; the next ``ready()`` makes one."""
+        """Drop this thread's connection, in whatever state; the next ``ready()`` makes one."""
         connection = self._state.conn
         self._state.reset()
         if connection is not None:
@@ -100,8 +113,8 @@ def dependable() -> Iterator[None]:
     try:
         db.ready()
         yield
-    except (OperationalError, InterfaceError) as error:
-        if sqlstate(error) is not None and not _is_broken(error):
+    except PeeweeException as error:
+        if not is_away(error):
             raise
         db.give_up()
         raise errors.dependency_down() from error
@@ -147,6 +160,22 @@ class Statement:
             connection.prepared.add(self.name)
         cursor = db.execute_sql(self._execute, args)
         return list(cursor.fetchall()) if cursor.description else []
+
+
+def is_away(error: PeeweeException) -> bool:
+    """Whether an error says that PostgreSQL cannot be reached or used, and nothing about the SQL.
+
+    Without a SQLSTATE the server did not even answer (psycopg2 then raises any of three classes).
+    Class 08: connection; 57P0x: the server is stopping or was told to end the session; 53: it has
+    run out of connections, memory or disk; 25006: it was demoted and is read-only; 25P03: the
+    session was idle in a transaction for too long.
+    """
+    state = sqlstate(error)
+    if state is None:
+        return isinstance(
+            error, (OperationalError, InterfaceError, DatabaseError)
+        ) and not isinstance(error, (IntegrityError, DataError, ProgrammingError))
+    return state[:2] in ("08", "53") or state[:4] == "57P0" or state in ("25006", "25P03")
 
 
 def sqlstate(error: BaseException) -> str | None:
@@ -211,7 +240,7 @@ def schema_sql() -> str:
 
 
 def publisher_grant() -> str | None:
-    """The SQL a superuser must run because this role may not create roles; None when all is well."""
+    """The SQL a superuser must run as this role may not create roles; None when all is well."""
     query = "SELECT 1 FROM pg_roles WHERE rolname = 'hookjetty_publisher'"
     if db.execute_sql(query).fetchone():
         return None
@@ -251,10 +280,3 @@ def _hung_up(connection: Any) -> bool:
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLIN | select.POLLHUP | select.POLLERR)
     return bool(poll.poll(0))
-
-
-def _is_broken(error: DatabaseError) -> bool:
-    """Class 08: connection; 57P01-57P05: the server is stopping or was told to end the session;
-    53: it has run out of connections, memory or disk; 25006: a demoted, read-only server."""
-    state = sqlstate(error) or ""
-    return state[:2] in ("08", "53") or state[:4] == "57P0" or state == "25006"

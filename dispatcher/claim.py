@@ -1,4 +1,4 @@
-"""Take due tasks for this process: one commented statement, and the two small ones around it."""
+"""Take due tasks for this process: pick and lock them, decide what becomes of each, lease them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
-from app.db import Statement
+from app.db import Statement, db
 
 
 @dataclass(slots=True)
@@ -49,55 +49,52 @@ class Claim:
     moved: int  # tasks it picked up, the claimed ones and those it settled otherwise
     cursor: Cursor
     cut: bool
-    now: datetime  # the database's clock
+    now: datetime | None  # the database's clock; None when nothing was picked
 
 
 def claim(
-    cursor: Cursor, busy: Mapping[int, int], *, limit: int, slots: int, steps: int, lease_seconds: float
+    cursor: Cursor,
+    busy: Mapping[int, int],
+    *,
+    limit: int,
+    slots: int,
+    steps: int,
+    lease_seconds: float,
 ) -> Claim:
     """Claim up to ``limit`` ready tasks, fairly, starting behind ``cursor``.
 
     ``busy`` is how many tasks of each endpoint this process holds already: an endpoint gives at
     most its free ``slots``. ``steps`` is the length of the retry schedule.
     """
-    rows = _CLAIM(
-        cursor.tenant_id, cursor.endpoint_id, list(busy), list(busy.values()), slots, limit, steps,
-        lease_seconds,
-    )  # fmt: skip
-    now, picked, last_tenant, last_endpoint = rows[0][:4]
-    moved = [row[4:] for row in rows if row[4] is not None]
+    with db.atomic():
+        visits = _PICK(
+            cursor.tenant_id, cursor.endpoint_id, list(busy), list(busy.values()), slots, limit
+        )
+        picked = [task_id for _, _, task_id in visits if task_id is not None]
+        moved = _MOVE(picked, steps, lease_seconds) if picked else []
+        now = moved[0][0] if moved else None
+    cut = len(visits) == limit
     return Claim(
-        tasks=[Claimed(*row[1:]) for row in moved if row[0] == "delivering"],
+        tasks=[Claimed(*row[2:]) for row in moved if row[1] == "delivering"],
         moved=len(moved),
-        cursor=Cursor(last_tenant, last_endpoint) if picked == limit else START,
-        cut=picked == limit,
+        cursor=Cursor(*visits[-1][:2]) if cut else START,
+        cut=cut,
         now=now,
     )
 
 
-# The claim. Read it CTE by CTE:
+# Which tasks, and their locks. Read it CTE by CTE:
 #
 # visit   Hops from endpoint to endpoint that has ready tasks, in (tenant, endpoint) order, from the
 #         cursor on: a loose index scan, one index probe per hop however many tasks an endpoint has.
-#         Evaluated lazily: it stops when `picked` has enough.
-# picked  Each visited endpoint's oldest ready tasks, live before replayed, as many as it has free
+#         Evaluated lazily: it stops when the limit below is reached.
+# (main)  Each visited endpoint's oldest ready tasks, live before replayed, as many as it has free
 #         slots, locked. The LEFT JOIN makes an endpoint without a free slot or with only locked
-#         tasks cost one row of the limit, so that the budget bounds the hops as well, and fewer
-#         rows than the limit mean that the end of the index was reached. MATERIALIZED: written as
-#         `id IN (SELECT … LIMIT n FOR UPDATE SKIP LOCKED)` it may be run again and lock more.
-# judged  What becomes of each: event and endpoint are joined after the limit and LEFT, or tasks
-#         whose event is gone would stay ready, be picked by every claim and hide what is behind.
-# interrupted  A ready task that is `delivering` has lost its lease with its dispatcher. Nobody knows
-#         whether the request was sent; the books say so.
-# moved   The one write. A claimed task gets a new attempt id (the fence), a lease, and its next
-#         number; the others leave the ready index in the same pass.
-#
-# The joins must stay nested loops over these few rows: the planner believed that `LIMIT $n` returns
-# a tenth of the table and merge-joined the whole history (340 ms a claim instead of 12), so
-# Statement pins the session's plans.
-_CLAIM = Statement(
-    "claim",
-    ("bigint", "bigint", "bigint[]", "integer[]", "integer", "integer", "integer", "float8"),
+#         tasks cost one row of the limit, so that the limit bounds the hops as well, and fewer
+#         rows than the limit mean that the end of the index was reached.
+_PICK = Statement(
+    "pick",
+    ("bigint", "bigint", "bigint[]", "integer[]", "integer", "integer"),
     """
 WITH RECURSIVE visit (tenant_id, endpoint_id) AS (
     (SELECT t.tenant_id, t.endpoint_id FROM hookjetty.tasks t
@@ -108,67 +105,79 @@ WITH RECURSIVE visit (tenant_id, endpoint_id) AS (
         SELECT t.tenant_id, t.endpoint_id FROM hookjetty.tasks t
         WHERE t.ready AND (t.tenant_id, t.endpoint_id) > (v.tenant_id, v.endpoint_id)
         ORDER BY t.tenant_id, t.endpoint_id LIMIT 1) n
-),
-picked AS MATERIALIZED (
-    SELECT v.tenant_id AS visited_tenant, v.endpoint_id AS visited_endpoint, t.*
-    FROM visit v LEFT JOIN LATERAL (
-        SELECT t.id, t.tenant_id, t.endpoint_id, t.event_id, t.status, t.attempt_id, t.tries,
-               t.step, t.probe, t.replay_id, t.next_try_at
-        FROM hookjetty.tasks t
-        WHERE t.ready AND t.tenant_id = v.tenant_id AND t.endpoint_id = v.endpoint_id
-        ORDER BY t.lane, t.next_try_at
-        LIMIT greatest(0, $5 - coalesce($4[array_position($3, v.endpoint_id)], 0))
-        FOR UPDATE SKIP LOCKED) t ON true
-    LIMIT $6
-),
-judged AS (
-    SELECT p.*, p.status = 'delivering' AS lost, n.hold_until,
+)
+SELECT v.tenant_id, v.endpoint_id, t.id
+FROM visit v LEFT JOIN LATERAL (
+    SELECT t.id FROM hookjetty.tasks t
+    WHERE t.ready AND t.tenant_id = v.tenant_id AND t.endpoint_id = v.endpoint_id
+    ORDER BY t.lane, t.next_try_at
+    LIMIT greatest(0, $5 - coalesce($4[array_position($3, v.endpoint_id)], 0))
+    FOR UPDATE SKIP LOCKED) t ON true
+LIMIT $6
+""",
+)
+
+# What becomes of the picked tasks, which are locked and therefore as the first statement saw them:
+#
+# judged  Event and endpoint are joined LEFT: tasks whose event is gone would otherwise stay ready,
+#         be picked by every claim and hide what is behind them.
+# interrupted  A ready task that is `delivering` has lost its lease with its dispatcher. Nobody
+#         knows whether the request was sent; the books say so.
+# (main)  The one write. A claimed task gets a new attempt id (the fence), a lease, and its next
+#         number; the others leave the ready index in the same pass.
+#
+# Why two statements and not one. `UPDATE … WHERE id IN (SELECT … LIMIT n FOR UPDATE SKIP LOCKED)`
+# may run the sub-select again and lock more than n. And as CTEs of one statement the two crash
+# PostgreSQL 18: when a row to be locked was changed a moment ago, its re-check (EvalPlanQual) left
+# the partition pruning of the joins behind it pointing at freed memory. So nothing here locks rows
+# that others may be changing and prunes partitions at run time in the same statement.
+#
+# The joins must stay nested loops over these few rows: the planner believed that `LIMIT $n` returns
+# a tenth of the table and merge-joined the whole history (340 ms a claim instead of 12), so
+# Statement pins the session's plans.
+_MOVE = Statement(
+    "move",
+    ("bigint[]", "integer", "float8"),
+    """
+WITH judged AS MATERIALIZED (
+    SELECT t.id, t.tenant_id, t.endpoint_id, t.attempt_id, t.tries, t.probe, n.hold_until,
+           t.status = 'delivering' AS lost,
            n.hold_until IS NOT NULL AND n.hold_until > clock_timestamp() AS held,
-           e.type, e.data, n.url_key, n.secret, n.retired_secrets,
+           e.type, e.data::text AS data, n.url_key, n.secret, n.retired_secrets,
            CASE WHEN n.id IS NULL OR n.status = 'deleted' THEN 'canceled'
                 WHEN e.id IS NULL THEN 'failed'
-                WHEN p.status = 'delivering' AND p.step + 1 >= $7 THEN 'failed'
+                WHEN t.status = 'delivering' AND t.step + 1 >= $2 THEN 'failed'
                 WHEN n.status <> 'active' THEN 'waiting'
-                WHEN n.hold_until > clock_timestamp() AND NOT p.probe THEN 'retry'
+                WHEN n.hold_until > clock_timestamp() AND NOT t.probe THEN 'retry'
                 ELSE 'delivering' END AS verdict
-    FROM picked p
-    LEFT JOIN hookjetty.events e ON e.id = p.event_id
-    LEFT JOIN hookjetty.endpoints n ON n.id = p.endpoint_id
-    WHERE p.id IS NOT NULL
+    FROM hookjetty.tasks t
+    LEFT JOIN hookjetty.events e ON e.id = t.event_id
+    LEFT JOIN hookjetty.endpoints n ON n.id = t.endpoint_id
+    WHERE t.id = ANY ($1)
 ),
 interrupted AS (
     INSERT INTO hookjetty.attempts (id, task_id, tenant_id, endpoint_id, try, failure)
     SELECT j.attempt_id, j.id, j.tenant_id, j.endpoint_id, j.tries, 'interrupted'
     FROM judged j WHERE j.lost
     ON CONFLICT (id) DO NOTHING
-),
-moved AS (
-    UPDATE hookjetty.tasks t
-    SET status = CASE WHEN j.verdict = 'retry' AND t.tries = 0 THEN 'pending' ELSE j.verdict END,
-        ready = false,
-        probe = t.probe AND j.verdict <> 'delivering',
-        step = t.step + j.lost::integer,
-        tries = t.tries + (j.verdict = 'delivering')::integer,
-        attempt_id = CASE j.verdict WHEN 'delivering' THEN hookjetty.new_id()
-                                    ELSE t.attempt_id END,
-        next_try_at = CASE j.verdict
-            WHEN 'delivering' THEN clock_timestamp() + $8 * interval '1 second'
-            WHEN 'retry' THEN j.hold_until END,
-        failure = CASE WHEN j.verdict = 'failed' AND j.type IS NULL THEN 'expired'
-                       WHEN j.lost THEN 'interrupted'
-                       ELSE t.failure END
-    FROM judged j WHERE t.id = j.id
-    RETURNING j.verdict, t.id, t.attempt_id, t.tenant_id, t.endpoint_id, t.event_id, t.tries,
-              t.step, j.held AND j.probe, j.probe, t.replay_id, j.type, j.data::text, j.url_key,
-              j.secret, j.retired_secrets
 )
-SELECT clock_timestamp(), c.picked, c.tenant_id, c.endpoint_id, m.*
-FROM (SELECT (SELECT count(*) FROM picked) AS picked, l.visited_tenant AS tenant_id,
-             l.visited_endpoint AS endpoint_id
-      FROM (SELECT 1) one LEFT JOIN LATERAL (
-          SELECT visited_tenant, visited_endpoint FROM picked
-          ORDER BY visited_tenant DESC, visited_endpoint DESC LIMIT 1) l ON true) c
-LEFT JOIN moved m ON true
+UPDATE hookjetty.tasks t
+SET status = CASE WHEN j.verdict = 'retry' AND t.tries = 0 THEN 'pending' ELSE j.verdict END,
+    ready = false,
+    probe = t.probe AND j.verdict <> 'delivering',
+    step = t.step + j.lost::integer,
+    tries = t.tries + (j.verdict = 'delivering')::integer,
+    attempt_id = CASE j.verdict WHEN 'delivering' THEN hookjetty.new_id() ELSE t.attempt_id END,
+    next_try_at = CASE j.verdict
+        WHEN 'delivering' THEN clock_timestamp() + $3 * interval '1 second'
+        WHEN 'retry' THEN j.hold_until END,
+    failure = CASE WHEN j.verdict = 'failed' AND j.type IS NULL THEN 'expired'
+                   WHEN j.lost THEN 'interrupted'
+                   ELSE t.failure END
+FROM judged j WHERE t.id = j.id
+RETURNING clock_timestamp(), j.verdict, t.id, t.attempt_id, t.tenant_id, t.endpoint_id, t.event_id,
+          t.tries, t.step, j.held AND j.probe, j.probe, t.replay_id, j.type, j.data, j.url_key,
+          j.secret, j.retired_secrets
 """,
 )
 
@@ -179,24 +188,25 @@ def promote(limit: int = 1000) -> int:
     They are not in the claim's index before, so tasks for tomorrow cost a claim nothing. As many
     as ``limit`` means that there may be more.
     """
-    return _PROMOTE(limit)[0][0]
+    with db.atomic():
+        due = [row[0] for row in _DUE(limit)]
+        if due:
+            _MAKE_READY(due)
+    return len(due)
 
 
-_PROMOTE = Statement(
-    "promote",
+_DUE = Statement(
+    "due",
     ("integer",),
     """
-WITH due AS MATERIALIZED (
-    SELECT t.id FROM hookjetty.tasks t
-    WHERE t.next_try_at IS NOT NULL AND NOT t.ready AND t.next_try_at <= clock_timestamp()
-    ORDER BY t.next_try_at LIMIT $1
-    FOR UPDATE SKIP LOCKED
-),
-promoted AS (
-    UPDATE hookjetty.tasks t SET ready = true FROM due d WHERE t.id = d.id RETURNING 1
-)
-SELECT count(*)::integer FROM promoted
+SELECT t.id FROM hookjetty.tasks t
+WHERE t.next_try_at IS NOT NULL AND NOT t.ready AND t.next_try_at <= clock_timestamp()
+ORDER BY t.next_try_at LIMIT $1
+FOR UPDATE SKIP LOCKED
 """,
+)
+_MAKE_READY = Statement(
+    "make_ready", ("bigint[]",), "UPDATE hookjetty.tasks SET ready = true WHERE id = ANY ($1)"
 )
 
 
@@ -218,15 +228,21 @@ ORDER BY t.next_try_at LIMIT 1
 
 
 def release(tasks: list[Claimed]) -> None:
-    """Give back what was claimed and never started: ready at once, as if it had not been claimed."""
-    tasks = sorted(tasks, key=lambda task: task.task_id)
-    _RELEASE(
-        [task.task_id for task in tasks],
-        [task.attempt_id for task in tasks],
-        [task.wants_probe for task in tasks],
-    )
+    """Give back what was claimed and never started: ready at once, as if never claimed."""
+    with db.atomic():
+        _LOCK([task.task_id for task in tasks])
+        _RELEASE(
+            [task.task_id for task in tasks],
+            [task.attempt_id for task in tasks],
+            [task.wants_probe for task in tasks],
+        )
 
 
+_LOCK = Statement(
+    "lock",
+    ("bigint[]",),
+    "SELECT 1 FROM hookjetty.tasks WHERE id = ANY ($1) ORDER BY id FOR UPDATE",
+)
 _RELEASE = Statement(
     "release",
     ("bigint[]", "bigint[]", "boolean[]"),
@@ -238,4 +254,3 @@ FROM unnest($1, $2, $3) AS r (task_id, attempt_id, probe)
 WHERE t.id = r.task_id AND t.attempt_id = r.attempt_id AND t.status = 'delivering'
 """,
 )
-

@@ -10,7 +10,12 @@ from dispatcher import claim as claims
 
 
 def make_endpoint(
-    tenant_id: int = 7, url: str | None = None, *, events=("*",), status: str = "active", **columns: Any
+    tenant_id: int = 7,
+    url: str | None = None,
+    *,
+    events=("*",),
+    status: str = "active",
+    **columns: Any,
 ) -> int:
     """An endpoint; its secret is not a real one unless given. Returns its id."""
     db.execute_sql("INSERT INTO hookjetty.tenants VALUES (%s) ON CONFLICT DO NOTHING", (tenant_id,))
@@ -33,7 +38,9 @@ def make_endpoint(
     return row[0]
 
 
-def publish(tenant_id: int = 7, type: str = "export.done", data: Any = None, key: str | None = None):
+def publish(
+    tenant_id: int = 7, type: str = "export.done", data: Any = None, key: str | None = None
+):
     """An event through the SQL function; returns (event_id, number of tasks)."""
     return db.execute_sql(
         "SELECT * FROM hookjetty.publish_event(%s, %s, %s, %s)",
@@ -56,7 +63,9 @@ def task_rows(where: str = "true") -> list[dict[str, Any]]:
 
 def attempt_rows(where: str = "true") -> list[dict[str, Any]]:
     """Attempts as they are stored."""
-    return rows(db.execute_sql(f"SELECT * FROM hookjetty.attempts WHERE {where} ORDER BY task_id, id"))
+    return rows(
+        db.execute_sql(f"SELECT * FROM hookjetty.attempts WHERE {where} ORDER BY task_id, id")
+    )
 
 
 def rows(cursor: Any) -> list[dict[str, Any]]:

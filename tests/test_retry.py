@@ -28,18 +28,32 @@ def test_any_2xx_delivers(status):
 
 @pytest.mark.parametrize(
     ("step", "delay_seconds"),
-    # After the first try (step 0) comes the delay before the second, and so on: 75 h 35 m 5 s in all.
-    [(0, 5), (1, 300), (2, 1800), (3, 7200), (4, 18000), (5, 36000), (6, 50400), (7, 72000), (8, 86400)],
+    # After the first try (step 0) comes the delay before the second: 75 h 35 m 5 s in all.
+    [
+        (0, 5),
+        (1, 300),
+        (2, 1800),
+        (3, 7200),
+        (4, 18000),
+        (5, 36000),
+        (6, 50400),
+        (7, 72000),
+        (8, 86400),
+    ],
 )
 def test_a_failure_is_tried_again_after_the_next_delay_of_the_schedule(step, delay_seconds):
-    assert decided(500, "http_5xx", step) == RetryAt(NOON + timedelta(seconds=delay_seconds), step + 1)
+    assert decided(500, "http_5xx", step) == RetryAt(
+        NOON + timedelta(seconds=delay_seconds), step + 1
+    )
 
 
 def test_the_last_step_gives_up():
     assert decided(None, "timeout", 9) == GiveUp(9)
 
 
-@pytest.mark.parametrize("failure", ["dns", "connect", "tls", "timeout", "reset", "redirect", "http_4xx"])
+@pytest.mark.parametrize(
+    "failure", ["dns", "connect", "tls", "timeout", "reset", "redirect", "http_4xx"]
+)
 def test_every_kind_of_failure_is_retried(failure):
     assert isinstance(decided(None, failure), RetryAt)
 
@@ -87,7 +101,9 @@ def test_retry_after_holds_the_endpoint_and_is_the_next_try(status, retry_after,
     assert decision.at == decision.hold_until == NOON + timedelta(seconds=seconds)
 
 
-@pytest.mark.parametrize("nonsense", ["-1", "nan", "1e9", "12.5", "300s", "", "soon", "５", "\x00", "1 2"])
+@pytest.mark.parametrize(
+    "nonsense", ["-1", "nan", "1e9", "12.5", "300s", "", "soon", "５", "\x00", "1 2"]
+)
 def test_a_retry_after_that_cannot_be_read_is_ignored(nonsense):
     assert decided(503, "http_5xx", 0, nonsense) == RetryAt(NOON + timedelta(seconds=5), 1)
 

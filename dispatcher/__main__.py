@@ -1,0 +1,250 @@
+"""``python -m dispatcher``: the process that polls for due tasks and delivers them.
+
+APScheduler is its clock: it polls every second and runs the jobs. A NOTIFY brings the same work
+forward. SIGTERM and SIGINT drain (nothing new is claimed, what is under way is finished and
+recorded); a second one stops at once, and the leases of what was under way end by themselves.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.jobstores.base import JobLookupError
+from apscheduler.schedulers.background import BackgroundScheduler
+from peewee import PeeweeException
+
+from app import db as database
+from app import logs
+from app.db import db
+from app.destinations import Policy
+from app.settings import Settings, SettingsError, load
+from app.signing import Vault
+from dispatcher import jobs
+from dispatcher.engine import POLL_SECONDS, Engine
+from dispatcher.handshakes import Handshakes
+from dispatcher.resolve import Resolver
+from dispatcher.transport import Transport
+
+log = structlog.get_logger()
+
+
+def main() -> int:
+    """Run until told to stop; returns the exit status."""
+    try:
+        settings = load()
+        settings.require("database_url", "secret_keys")
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        return 2
+    logs.configure(settings)
+    stop = _stop_on_signals()
+    threading.excepthook = _die
+    database.open_database(settings.database_direct_url or "", "hookjetty dispatcher")
+    vault = Vault(settings.secret_keys)
+    try:
+        dispatcher_id = _when_database_is_there(stop, lambda: _prepare(vault))
+    except database.SchemaMismatch as error:
+        print(error, file=sys.stderr)
+        return 2
+    if dispatcher_id is None:
+        return 0
+    _run(settings, vault, dispatcher_id, stop)
+    return 0
+
+
+def _prepare(vault: Vault) -> int:
+    database.check_schema()
+    database.claim_secret_keys(vault.fingerprints)
+    jobs.make_partitions()
+    return jobs.register_dispatcher()
+
+
+def _run(settings: Settings, vault: Vault, dispatcher_id: int, stop: threading.Event) -> None:
+    """Start the parts, wait for the signal, and take them down in the order data flows."""
+    engine: Engine
+    policy = Policy.from_settings(settings)
+    transport = Transport(
+        policy,
+        Resolver(policy, settings.nameservers),
+        ca_bundle=settings.ca_bundle,
+        in_flight=settings.in_flight,
+        connect_timeout_seconds=settings.connect_timeout_seconds,
+        on_done=lambda outcome: engine.done(outcome),  # noqa: PLW0108 -- the engine is made below
+    )
+    engine = Engine(settings, transport, vault, dispatcher_id)
+    scheduler = _scheduler(settings, vault, dispatcher_id, engine)
+    transport.start()
+    engine.start()
+    scheduler.start()
+    listener = threading.Thread(
+        target=_listen, args=(engine, scheduler, stop), name="listen", daemon=True
+    )
+    listener.start()
+    log.info("dispatcher_started", id=dispatcher_id, pid=os.getpid())
+
+    stop.wait()
+    log.info("dispatcher_draining", in_flight=engine.in_flight)
+    scheduler.shutdown(wait=False)
+    engine.drain()
+    transport.stop()
+    try:
+        db.ready()
+        jobs.deregister_dispatcher(dispatcher_id)
+    except PeeweeException:
+        log.warning("database_away", work="deregister")
+    log.info("dispatcher_stopped")
+
+
+def _scheduler(
+    settings: Settings, vault: Vault, dispatcher_id: int, engine: Engine
+) -> BackgroundScheduler:
+    """Every job there is, and how often it is looked at without being asked."""
+    scheduler = BackgroundScheduler(
+        timezone=UTC,
+        executors={"default": ThreadPoolExecutor(6)},
+        # Late is better than skipped, and once is enough.
+        job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
+    )
+    handshakes = Handshakes(settings, vault, engine, lambda: bring_forward(scheduler, "handshakes"))
+    days = settings.retention_days
+
+    def every(seconds: float, name: str, work: Callable[[], Any], soon: bool = True) -> None:
+        first = {"next_run_time": datetime.now(UTC)} if soon else {}
+        scheduler.add_job(Job(name, work), "interval", seconds=seconds, id=name, name=name, **first)
+
+    every(POLL_SECONDS, "poll", engine.wake)
+    every(5, "heartbeat", lambda: jobs.heartbeat(dispatcher_id, engine.in_flight, engine.parked))
+    every(1, "handshakes", lambda: jobs.until_done(handshakes.step))
+    every(1, "replays", lambda: jobs.until_done(jobs.replay_step))
+    every(1, "settle", lambda: _settle(engine))
+    every(10, "sweep", lambda: jobs.until_done(jobs.sweep))
+    every(600, "prune", lambda: jobs.until_done(lambda: jobs.prune_step(days)), soon=False)
+    every(3600, "retention", lambda: jobs.drop_expired(days))
+    every(86400, "partitions", jobs.make_partitions, soon=False)
+    return scheduler
+
+
+def _settle(engine: Engine) -> None:
+    jobs.until_done(jobs.settle_step)
+    engine.wake()
+
+
+class Job:
+    """A job that reports what went wrong and lives on; the next run starts afresh.
+
+    The scheduler skips a run while the last one is under way, so a run that was asked for meanwhile
+    is done by that one before it ends.
+    """
+
+    def __init__(self, name: str, work: Callable[[], Any]) -> None:
+        self._name = name
+        self._work = work
+        self.asked = threading.Event()
+
+    def __call__(self) -> None:
+        again = True
+        while again:
+            self.asked.clear()
+            try:
+                db.ready()
+                self._work()
+            except Exception as error:
+                db.give_up()
+                if isinstance(error, PeeweeException) and database.is_away(error):
+                    log.warning("database_away", work=self._name, error=str(error).strip())
+                else:
+                    log.exception("job_failed", work=self._name)
+                return
+            again = self.asked.is_set()
+
+
+def bring_forward(scheduler: BackgroundScheduler, name: str) -> None:
+    """Run a job now, or once more when it is just running."""
+    job = scheduler.get_job(name)
+    if job is None:
+        return  # the scheduler is shutting down
+    job.func.asked.set()
+    try:
+        job.modify(next_run_time=datetime.now(UTC))
+    except JobLookupError:
+        pass  # it was shut down just now
+
+
+# Brought forward by a NOTIFY "jobs", which whoever changes an endpoint or asks for a replay sends.
+_WOKEN_JOBS = ("handshakes", "replays", "settle")
+
+
+def _listen(engine: Engine, scheduler: BackgroundScheduler, stop: threading.Event) -> None:
+    """Wait for NOTIFYs on a session of its own. Without it, the poll finds everything too."""
+    while not stop.is_set():
+        try:
+            db.ready()
+            connection = db.connection()
+            db.execute_sql("LISTEN hookjetty")
+            engine.wake()
+            while not stop.is_set():
+                if select.select([connection], [], [], 1.0)[0]:
+                    connection.poll()
+                    heard = {notify.payload for notify in connection.notifies}
+                    connection.notifies.clear()
+                    engine.wake()
+                    if "jobs" in heard:
+                        for name in _WOKEN_JOBS:
+                            bring_forward(scheduler, name)
+        except PeeweeException as error:
+            db.give_up()
+            log.warning("database_away", work="listen", error=str(error).strip())
+            stop.wait(POLL_SECONDS)
+
+
+def _when_database_is_there(stop: threading.Event, work: Callable[[], int]) -> int | None:
+    """Do ``work``, waiting for the database if need be; None when told to stop meanwhile."""
+    while not stop.is_set():
+        try:
+            db.ready()
+            return work()
+        except PeeweeException as error:
+            db.give_up()
+            if not database.is_away(error):
+                raise
+            log.warning("database_away", work="start", error=str(error).strip())
+            stop.wait(POLL_SECONDS)
+    return None
+
+
+def _die(thread: threading.ExceptHookArgs) -> None:
+    """End the process when a part of it has ended by a defect.
+
+    Better no dispatcher, which its supervisor restarts, than one that claims and never records.
+    """
+    name = thread.thread.name if thread.thread else "unknown"
+    log.critical("thread_died", thread=name, exc_info=thread.exc_value)
+    os._exit(70)
+
+
+def _stop_on_signals() -> threading.Event:
+    """Set by the first SIGTERM or SIGINT; the second ends the process on the spot."""
+    stop = threading.Event()
+
+    def on_signal(_number: int, _frame: object) -> None:
+        if stop.is_set():
+            os._exit(1)
+        stop.set()
+
+    # Explicitly, since both may have been inherited as ignored.
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    return stop
+
+
+if __name__ == "__main__":
+    sys.exit(main())

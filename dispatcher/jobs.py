@@ -1,0 +1,325 @@
+"""What has to be done from time to time. Each job does one bounded step, commits it, and returns
+whether there may be more; ``until_done`` repeats it. Any number of dispatchers may run them.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import structlog
+
+from app.db import db, retrying
+from app.models import Dispatcher
+
+log = structlog.get_logger()
+
+BATCH = 1000
+
+# Heartbeats older than this belong to a dispatcher that is gone.
+SILENT_SECONDS = 60
+
+
+def until_done(step: Callable[[], bool]) -> None:
+    """Repeat a step while it says that there may be more."""
+    db.ready()
+    while retrying(step):
+        pass
+
+
+# ------------------------------------------------------------------------------------ heartbeats
+
+
+def register_dispatcher() -> int:
+    """Make this process's row; returns its id."""
+    row = db.execute_sql(
+        "INSERT INTO hookjetty.dispatchers (id, host, pid) VALUES (hookjetty.new_id(), %s, %s)"
+        " RETURNING id",
+        (socket.gethostname(), os.getpid()),
+    )
+    return row.fetchone()[0]
+
+
+def heartbeat(dispatcher_id: int, in_flight: int, parked: bool) -> None:
+    """Say that this process lives; puts the row back should a sweep have taken it for dead."""
+    db.execute_sql(
+        """
+        INSERT INTO hookjetty.dispatchers AS d (id, host, pid, in_flight, parked)
+        VALUES (%s, %s, %s, %s, %s)
+        ON CONFLICT (id) DO UPDATE
+        SET seen_at = now(), in_flight = excluded.in_flight, parked = excluded.parked
+        """,
+        (dispatcher_id, socket.gethostname(), os.getpid(), in_flight, parked),
+    )
+
+
+def deregister_dispatcher(dispatcher_id: int) -> None:
+    """This process ends in good order."""
+    Dispatcher.delete().where(Dispatcher.id == dispatcher_id).execute()
+
+
+# --------------------------------------------------------------------------------------- replays
+
+
+def replay_step() -> bool:
+    """The next batch of one running replay: events become tasks in lane 1.
+
+    The tasks and the cursor commit together, so a crash leaves neither a gap nor a repeat. Events
+    with an open task for the endpoint are on their way already and are skipped.
+    """
+    with db.atomic():
+        replay = db.execute_sql(
+            """
+            SELECT r.id, r.tenant_id, r.endpoint_id, r.cursor_id, r.upto_id, n.events, n.status
+            FROM hookjetty.replays r JOIN hookjetty.endpoints n ON n.id = r.endpoint_id
+            WHERE r.status = 'running' ORDER BY r.cursor_id LIMIT 1
+            FOR UPDATE OF r SKIP LOCKED
+            """
+        ).fetchone()
+        if replay is None:
+            return False
+        replay_id, tenant_id, endpoint_id, cursor_id, upto_id, patterns, status = replay
+        last, looked_at, wanted = db.execute_sql(
+            """
+            WITH batch AS MATERIALIZED (
+                SELECT e.id, e.type FROM hookjetty.events e
+                WHERE e.tenant_id = %s AND e.id > %s AND e.id <= %s ORDER BY e.id LIMIT %s)
+            SELECT (SELECT max(id) FROM batch), (SELECT count(*) FROM batch), ARRAY(
+                SELECT b.id FROM batch b
+                WHERE %s::text[] && hookjetty.patterns_for(b.type) AND NOT EXISTS (
+                    SELECT FROM hookjetty.tasks t
+                    WHERE t.endpoint_id = %s AND t.event_id = b.id
+                      AND t.status IN ('pending', 'delivering', 'retry', 'waiting'))
+                ORDER BY b.id)
+            """,
+            (tenant_id, cursor_id, upto_id, BATCH, patterns, endpoint_id),
+        ).fetchone()
+        _make_replay_tasks(wanted, replay_id, tenant_id, endpoint_id, active=status == "active")
+        over = looked_at < BATCH or status == "deleted"
+        db.execute_sql(
+            """
+            UPDATE hookjetty.replays
+            SET cursor_id = %s, events = events + %s, tasks = tasks + %s,
+                status = CASE WHEN %s THEN 'finished' ELSE status END,
+                finished_at = CASE WHEN %s THEN clock_timestamp() END
+            WHERE id = %s
+            """,
+            (last or upto_id, looked_at, len(wanted), over, over, replay_id),
+        )
+    return True
+
+
+def _make_replay_tasks(
+    events: list[int], replay_id: int, tenant_id: int, endpoint_id: int, *, active: bool
+) -> None:
+    """One task per event; an id that was taken (schema.sql, "ids") is tried again with another."""
+    missing = events
+    while missing:
+        made = db.execute_sql(
+            """
+            INSERT INTO hookjetty.tasks (id, tenant_id, endpoint_id, event_id, status, ready, lane,
+                                         next_try_at, replay_id)
+            SELECT hookjetty.new_id(), %s, %s, event_id,
+                   CASE WHEN %s THEN 'pending' ELSE 'waiting' END, %s, 1,
+                   CASE WHEN %s THEN clock_timestamp() END, %s
+            FROM unnest(%s::bigint[]) AS event_id
+            ON CONFLICT (id) DO NOTHING RETURNING event_id
+            """,
+            (tenant_id, endpoint_id, active, active, active, replay_id, missing),
+        ).fetchall()
+        missing = sorted(set(missing) - {row[0] for row in made})
+
+
+# -------------------------------------------------------------------------------------- settling
+
+
+def settle_step() -> bool:
+    """Move a batch of one endpoint's open tasks to where its status wants them.
+
+    Whoever changes an endpoint's status writes only that row and sets ``settling``; the tasks
+    follow here. Each query reads an index that holds nothing but such tasks, never the history.
+    """
+    with db.atomic():
+        row = db.execute_sql(
+            """
+            SELECT id, tenant_id, status, version FROM hookjetty.endpoints
+            WHERE settling ORDER BY updated_at LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
+            """
+        ).fetchone()
+        if row is None:
+            return False
+        endpoint_id, tenant_id, status, _ = row
+        if status == "active":
+            moved = _move("waiting", tenant_id, endpoint_id, to="ready")
+        else:
+            to = "canceled" if status == "deleted" else "waiting"
+            moved = _move("ready", tenant_id, endpoint_id, to=to)
+            moved = moved or _move("retry", tenant_id, endpoint_id, to=to)
+            if status == "deleted":
+                moved = moved or _move("waiting", tenant_id, endpoint_id, to=to)
+        if not moved:
+            db.execute_sql(
+                "UPDATE hookjetty.endpoints SET settling = false WHERE id = %s", (endpoint_id,)
+            )
+    return True
+
+
+# Which of an endpoint's open tasks, each by the index that knows them; and what they become.
+_OPEN_TASKS = {
+    "ready": "t.ready AND t.tenant_id = %(tenant)s AND t.endpoint_id = %(endpoint)s"
+    " AND t.status IN ('pending', 'retry')",
+    "retry": "t.status = 'retry' AND NOT t.ready AND t.tenant_id = %(tenant)s"
+    " AND t.endpoint_id = %(endpoint)s",
+    "waiting": "t.status = 'waiting' AND t.endpoint_id = %(endpoint)s",
+}
+_BECOMING = {
+    "ready": "status = CASE tries WHEN 0 THEN 'pending' ELSE 'retry' END, ready = true,"
+    " next_try_at = clock_timestamp()",
+    "waiting": "status = 'waiting', ready = false, next_try_at = NULL",
+    "canceled": "status = 'canceled', ready = false, next_try_at = NULL",
+}
+
+
+def _move(which: str, tenant_id: int, endpoint_id: int, *, to: str) -> int:
+    """Move up to a batch of an endpoint's open tasks; returns how many."""
+    return _update_locked(
+        f"SELECT t.id FROM hookjetty.tasks t WHERE {_OPEN_TASKS[which]}",
+        {"tenant": tenant_id, "endpoint": endpoint_id},
+        _BECOMING[to],
+    )
+
+
+def _update_locked(select: str, parameters: dict[str, int], assignments: str) -> int:
+    """Lock a batch of the tasks that ``select`` finds, then change them; returns how many.
+
+    Two statements on purpose: dispatcher/claim.py tells what one would do to PostgreSQL 18. Those
+    locked by others are skipped: they are being claimed or recorded, and what does that meets the
+    new state itself, or a later run of the job does.
+    """
+    with db.atomic():
+        cursor = db.execute_sql(f"{select} LIMIT {BATCH} FOR UPDATE SKIP LOCKED", parameters)
+        found = [row[0] for row in cursor.fetchall()]
+        if found:
+            db.execute_sql(
+                f"UPDATE hookjetty.tasks SET {assignments} WHERE id = ANY (%(found)s)",
+                {"found": found},
+            )
+    return len(found)
+
+
+def sweep() -> bool:
+    """Find what the races left: a publish that read an endpoint's old status commits after the
+    settling. A ready task of an endpoint that is not active is met by the claim; one that waits for
+    an endpoint that is active or deleted is met by nobody, so those endpoints settle again.
+
+    Hops over the distinct endpoints with waiting tasks, however many each has.
+    """
+    db.execute_sql(
+        """
+        WITH RECURSIVE hop (endpoint_id) AS (
+            (SELECT min(endpoint_id) FROM hookjetty.tasks WHERE status = 'waiting')
+            UNION ALL
+            SELECT (SELECT min(t.endpoint_id) FROM hookjetty.tasks t
+                    WHERE t.status = 'waiting' AND t.endpoint_id > h.endpoint_id)
+            FROM hop h WHERE h.endpoint_id IS NOT NULL)
+        UPDATE hookjetty.endpoints SET settling = true
+        WHERE id IN (SELECT endpoint_id FROM hop) AND status IN ('active', 'deleted')
+          AND NOT settling
+        """
+    )
+    db.execute_sql(
+        "DELETE FROM hookjetty.dispatchers WHERE seen_at < now() - %s * interval '1 second'",
+        (SILENT_SECONDS,),
+    )
+    return settle_step()
+
+
+# ------------------------------------------------------------------------- partitions, retention
+
+
+def make_partitions() -> None:
+    """Partitions of this week and the next eight (schema.sql, "partitions")."""
+    made = db.execute_sql("SELECT hookjetty.make_partitions()").fetchone()[0]
+    if made:
+        log.info("partitions_made", partitions=made)
+
+
+def drop_expired(retention_days: int) -> None:
+    """Drop the weeks that ended before the retention, without blocking a claim.
+
+    1. Open tasks whose event is about to go fail with ``expired``.
+    2. The partition is detached CONCURRENTLY: a plain DROP waits for every query on the parent, and
+       lets no new one begin meanwhile. What a crash left half detached is finished first.
+    3. The detached table is dropped; nobody reads it any more.
+    """
+    with _only_one("drop_expired") as chosen:
+        if not chosen:
+            return
+        expired = db.execute_sql(
+            """
+            SELECT parent, name, upto_id, detaching FROM hookjetty.partitions
+            WHERE detaching OR upto_id <= hookjetty.id_at(now() - %s * interval '1 day')
+            ORDER BY array_position(ARRAY['events', 'tasks', 'attempts'], parent), upto_id
+            """,
+            (retention_days,),
+        ).fetchall()
+        for parent, name, upto_id, detaching in expired:
+            if parent == "events":
+                until_done(lambda upto_id=upto_id: _expire_step(upto_id))
+            how = "FINALIZE" if detaching else "CONCURRENTLY"
+            db.execute_sql(
+                f"ALTER TABLE hookjetty.{parent} DETACH PARTITION hookjetty.{name} {how}"
+            )
+            db.execute_sql(f"DROP TABLE hookjetty.{name}")
+            log.info("partition_dropped", partition=name)
+
+
+def _expire_step(upto_id: int) -> bool:
+    """Fail a batch of open tasks whose event is below ``upto_id``; those under way are recorded
+    first and expire when they are claimed again.
+    """
+    moved = _update_locked(
+        "SELECT t.id FROM hookjetty.tasks t WHERE t.event_id < %(upto)s"
+        " AND t.status IN ('pending', 'retry', 'waiting')",
+        {"upto": upto_id},
+        "status = 'failed', failure = 'expired', ready = false, next_try_at = NULL",
+    )
+    return moved == BATCH
+
+
+def prune_step(retention_days: int) -> bool:
+    """Forget a batch of what has served its time: answers after 24 hours, counts of quiet tenants,
+    and the keys of events that are gone.
+    """
+    forgotten = 0
+    for table, condition in (
+        ("idempotency_keys", "created_at < now() - interval '24 hours'"),
+        ("rate_limits", "counted_at < now() - interval '1 hour'"),
+        ("event_keys", "event_id < hookjetty.id_at(now() - %(days)s * interval '1 day')"),
+    ):
+        cursor = db.execute_sql(
+            f"""
+            DELETE FROM hookjetty.{table} WHERE ctid = ANY (ARRAY(
+                SELECT ctid FROM hookjetty.{table} WHERE {condition} LIMIT {BATCH}
+                FOR UPDATE SKIP LOCKED))
+            """,
+            {"days": retention_days},
+        )
+        forgotten = max(forgotten, cursor.rowcount)
+    return forgotten == BATCH
+
+
+@contextmanager
+def _only_one(name: str) -> Iterator[bool]:
+    """Whether this process is the one to do it now, of all dispatchers. A session's lock, since
+    DETACH … CONCURRENTLY cannot run in a transaction.
+    """
+    lock = f"hookjetty.{name}"
+    (chosen,) = db.execute_sql("SELECT pg_try_advisory_lock(hashtext(%s))", (lock,)).fetchone()
+    try:
+        yield chosen
+    finally:
+        if chosen:
+            db.execute_sql("SELECT pg_advisory_unlock(hashtext(%s))", (lock,))
