@@ -11,10 +11,12 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Iterator
 from concurrent.futures import Future
 from datetime import datetime, timedelta
 from functools import lru_cache
 from random import Random
+from typing import cast
 
 import structlog
 from peewee import PeeweeException
@@ -93,7 +95,7 @@ class Engine:
         if isinstance(outcome.tag, Future):
             outcome.tag.set_result(outcome)
             return
-        sending: Sending = outcome.tag
+        sending = cast("Sending", outcome.tag)
         self._finished.append((sending, outcome))
         self._free_slot(sending.task.endpoint_id)
         self._to_record.set()
@@ -129,7 +131,7 @@ class Engine:
     # ------------------------------------------------------------------------------------ claim
 
     def _claim_loop(self) -> None:
-        looks = iter(())
+        looks: Iterator[float] = iter(())
         failures = 0
         while not self._stopping.is_set():
             self._awake.clear()

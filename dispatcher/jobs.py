@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import structlog
 
@@ -267,7 +268,7 @@ def drop_expired(retention_days: int) -> None:
         ).fetchall()
         for parent, name, upto_id, detaching in expired:
             if parent == "events":
-                until_done(lambda upto_id=upto_id: _expire_step(upto_id))
+                until_done(partial(_expire_step, upto_id))
             how = "FINALIZE" if detaching else "CONCURRENTLY"
             db.execute_sql(
                 f"ALTER TABLE hookjetty.{parent} DETACH PARTITION hookjetty.{name} {how}"
