@@ -91,7 +91,10 @@ def _run(settings: Settings, vault: Vault, dispatcher_id: int, stop: threading.E
     listener.start()
     log.info("dispatcher_started", id=dispatcher_id, pid=os.getpid())
 
-    stop.wait()
+    # Not for ever in one go: a signal that another thread received wakes this one only when it
+    # looks again, and handlers run nowhere else.
+    while not stop.wait(POLL_SECONDS):
+        pass
     log.info("dispatcher_draining", in_flight=engine.in_flight)
     scheduler.shutdown(wait=False)
     engine.drain()
@@ -191,8 +194,11 @@ def _listen(engine: Engine, scheduler: BackgroundScheduler, stop: threading.Even
             connection = db.connection()
             db.execute_sql("LISTEN hookjetty")
             engine.wake()
+            # poll(2), not select(2): with many connections open, descriptors go beyond 1024.
+            poll = select.poll()
+            poll.register(connection.fileno(), select.POLLIN)
             while not stop.is_set():
-                if select.select([connection], [], [], 1.0)[0]:
+                if poll.poll(POLL_SECONDS * 1000):
                     connection.poll()
                     heard = {notify.payload for notify in connection.notifies}
                     connection.notifies.clear()
