@@ -127,8 +127,8 @@ def _scheduler(
     every(POLL_SECONDS, "poll", engine.wake)
     every(5, "heartbeat", lambda: jobs.heartbeat(dispatcher_id, engine.in_flight, engine.parked))
     every(1, "handshakes", lambda: jobs.until_done(handshakes.step))
-    every(1, "replays", lambda: jobs.until_done(jobs.replay_step))
-    every(1, "settle", lambda: _settle(engine))
+    every(1, "replays", lambda: _feed(engine, jobs.replay_step))
+    every(1, "settle", lambda: _feed(engine, jobs.settle_step))
     every(10, "sweep", lambda: jobs.until_done(jobs.sweep))
     every(600, "prune", lambda: jobs.until_done(lambda: jobs.prune_step(days)), soon=False)
     every(3600, "retention", lambda: jobs.drop_expired(days))
@@ -136,8 +136,9 @@ def _scheduler(
     return scheduler
 
 
-def _settle(engine: Engine) -> None:
-    jobs.until_done(jobs.settle_step)
+def _feed(engine: Engine, step: Callable[[], bool]) -> None:
+    """Do what makes tasks due, and have them claimed."""
+    jobs.until_done(step)
     engine.wake()
 
 

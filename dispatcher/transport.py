@@ -212,10 +212,7 @@ class Transport:
             self._close()
 
     def _turn(self) -> None:
-        """Start what there is room for, wait for sockets, let libcurl work, collect results."""
-        self._start_all()
-        if self._timer_at is not None and self._timer_at <= time.monotonic():
-            self._tell_libcurl_the_time()
+        """Wait for something to happen, start what there is room for, collect what has ended."""
         socket_action, wanted = self._multi.socket_action, self._wanted
         for key, events in self._selector.select(self._seconds_to_wait()):
             fd = key.fd
@@ -231,8 +228,11 @@ class Transport:
                 # wants to use it.
                 self._selector.unregister(fd)
                 del self._watched[fd]
+        self._start_all()
         if self._timer_at is not None and self._timer_at <= time.monotonic():
-            self._tell_libcurl_the_time()
+            self._timer_at = None
+            socket_action(pycurl.SOCKET_TIMEOUT, 0)
+        # Last: a transfer may end in any call above, and nothing would end the next wait for it.
         self._collect()
 
     def _start_all(self) -> None:
@@ -387,10 +387,6 @@ class Transport:
 
     def _on_timer(self, milliseconds: int) -> None:
         self._timer_at = None if milliseconds < 0 else time.monotonic() + milliseconds / 1000
-
-    def _tell_libcurl_the_time(self) -> None:
-        self._timer_at = None
-        self._multi.socket_action(pycurl.SOCKET_TIMEOUT, 0)
 
     def _seconds_to_wait(self) -> float | None:
         if (self._submitted or self._resolved) and self._active < self._in_flight:
