@@ -25,7 +25,7 @@ def test_a_batch_of_lines_looks_like_single_ones(stream):
     logs.configure(load({"HOOKJETTY_LOG_FORMAT": "json"}), stream)
     structlog.get_logger().info("attempt", **LINE)
     logs.info_many("attempt", [LINE, LINE])
-    single, *batch = (json.loads(line) for line in stream.getvalue().splitlines())
+    single, *batch = (json.loads(line) for line in stream.getvalue().rstrip().split("\n"))
     for line in batch:
         assert line | {"timestamp": single["timestamp"]} == single
         assert len(line["timestamp"]) == len(single["timestamp"])
