@@ -17,6 +17,7 @@ LINE = {"task": "task_1", "status_code": None, "note": "ä\n\u2028"}
 
 @pytest.fixture
 def stream():
+    structlog.contextvars.clear_contextvars()
     yield io.StringIO()
     structlog.reset_defaults()
 
