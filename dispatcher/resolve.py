@@ -43,8 +43,8 @@ MAX_ADDRESSES_PER_FAMILY = 16
 # How long a name's addresses of one family wait for an answer about the other.
 OTHER_FAMILY_SECONDS = 0.25
 HOSTS_REREAD_SECONDS = 5.0
-# c-ares keeps answers for up to an hour and offers no way to say otherwise (pycares 5), so a
-# channel is asked for this long only; its successor knows nothing.
+# c-ares keeps answers for up to an hour and pycares 5 offers no way to say otherwise, so a channel
+# is asked for this long only; its successor knows nothing.
 CHANNEL_SECONDS = 5.0
 
 log = logging.getLogger(__name__)
@@ -227,7 +227,7 @@ class Resolver:
             return
         del self._pending[lookup.host]
         if lookup.addresses:
-            seconds = min(max(lookup.ttl, MIN_TTL_SECONDS), MAX_TTL_SECONDS - CHANNEL_SECONDS)
+            seconds = min(max(lookup.ttl, MIN_TTL_SECONDS), MAX_TTL_SECONDS)
         else:
             seconds = NEGATIVE_TTL_SECONDS
         entry = _Entry(time.monotonic() + seconds, tuple(lookup.addresses), lookup.detail)

@@ -145,6 +145,7 @@ class Transport:
         self._selector = selectors.DefaultSelector()
         self._wanted: dict[int, int] = {}
         self._watched: dict[int, int] = {}
+        self._retired_ports: set[int] = set()
 
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._wake_reader.setblocking(False)
@@ -158,7 +159,8 @@ class Transport:
     # --- What others call, from any thread ------------------------------------------------------
 
     def start(self) -> None:
-        """Start the loop and its resolver."""
+        """Start the loop and its resolver; what libcurl or c-ares cannot work with is raised."""
+        self._idle.append(self._new_transfer())
         self._resolver.start()
         self._thread.start()
 
@@ -223,11 +225,12 @@ class Transport:
                 # In this order: whoever submits after the flag falls must send a byte.
                 self._wake_reader.recv(4096)
                 self._woken = False
+            elif events & selectors.EVENT_READ:
+                self._retire(fd)
             else:
-                # An idle connection that its receiver closed; libcurl finds out when it
-                # wants to use it.
-                self._selector.unregister(fd)
-                del self._watched[fd]
+                # It went idle while waited for as writable, which it always is.
+                self._selector.modify(fd, selectors.EVENT_READ)
+                self._watched[fd] = selectors.EVENT_READ
         self._start_all()
         if self._timer_at is not None and self._timer_at <= time.monotonic():
             self._timer_at = None
@@ -244,7 +247,11 @@ class Transport:
                 request = self._submitted.popleft()
             except IndexError:
                 return  # Withdrawn in this moment.
-            self._start(request)
+            try:
+                self._start(request)
+            except Exception:
+                log.exception("a request could not be started")
+                self._done(Outcome(request.tag, failure="unsendable", detail="see the log"))
 
     def _start(self, request: Request) -> None:
         """Find out where a request goes; send it, unless its name has to be asked for."""
@@ -308,8 +315,8 @@ class Transport:
 
     def _end(self, transfer: _Transfer, code: int, message: str, now: float) -> None:
         self._multi.remove_handle(transfer.curl)
-        if transfer.must_connect_afresh:
-            transfer.begin_afresh(now)
+        if transfer.offered_unusable_connection:
+            transfer.begin_again(now)
             self._multi.add_handle(transfer.curl)
             return
         self._active -= 1
@@ -327,7 +334,11 @@ class Transport:
 
     def _new_transfer(self) -> _Transfer:
         transfer = _Transfer(
-            self._policy, self._forget_socket, self._connect_timeout_ms, self._ca_bundle
+            self._policy,
+            self._forget_socket,
+            self._retired_ports,
+            self._connect_timeout_ms,
+            self._ca_bundle,
         )
         self._transfers[transfer.curl] = transfer
         return transfer
@@ -357,10 +368,10 @@ class Transport:
 
     # --- libcurl's sockets and timer ------------------------------------------------------------
 
-    # A connection goes idle and back to work with every request. To save two system calls for
-    # each, a socket stays in the selector while it is idle; should it become readable then, it is
-    # taken out (``_turn``). ``_wanted`` is what libcurl waits for, ``_watched`` what the selector
-    # was told.
+    # A connection goes idle and back to work with every request. A socket stays in the selector
+    # while it is idle: that saves two system calls per request, and a connection that becomes
+    # readable then is of no use any more (``_retire``). ``_wanted`` is what libcurl waits for,
+    # ``_watched`` what the selector was told.
     #
     # Rejected: multi.perform() with select(), which stops at 1,024 descriptors and looks at every
     # transfer on every turn. With 400 hanging receivers beside 16 fast ones it made 0.6 times as
@@ -378,6 +389,21 @@ class Transport:
         elif watched != events:
             self._selector.modify(fd, events)
         self._watched[fd] = events
+
+    def _retire(self, fd: int) -> None:
+        """An idle connection was closed by its receiver, or has bytes that nobody asked for.
+
+        Those would be taken for the answer to the next request: libcurl itself looks at an idle
+        connection once a second at most, and gives up after five dead ones. It is told when it
+        wants to send there (``_on_ready_to_send``), which knows connections by our port.
+        """
+        self._selector.unregister(fd)
+        del self._watched[fd]
+        connection = socket.socket(fileno=fd)
+        try:
+            self._retired_ports.add(connection.getsockname()[1])
+        finally:
+            connection.detach()
 
     def _forget_socket(self, fd: int) -> None:
         """A new socket has this number: what is known of it was another's, closed by libcurl."""
@@ -420,7 +446,6 @@ class _Transfer:
         "_body",
         "_body_bytes",
         "_forget_socket",
-        "_fresh",
         "_head",
         "_head_is_too_large",
         "_opened",
@@ -428,26 +453,28 @@ class _Transfer:
         "_pinned",
         "_policy",
         "_refusal",
+        "_retired_ports",
         "_sends",
         "_start",
         "_timeout_ms",
         "curl",
-        "must_connect_afresh",
+        "offered_unusable_connection",
     )
 
     def __init__(
         self,
         policy: Policy,
         forget_socket: Callable[[int], None],
+        retired_ports: set[int],
         connect_timeout_ms: int,
         ca_bundle: str,
     ) -> None:
         self._policy = policy
         self._forget_socket = forget_socket
+        self._retired_ports = retired_ports
         self._head = bytearray()
         self._body = bytearray()
         self._pinned = False
-        self._fresh = False
         self._timeout_ms = 0
         self.curl = curl = pycurl.Curl()
         for option, value in (
@@ -455,6 +482,7 @@ class _Transfer:
             (pycurl.POST, 1),
             (pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS),
             (pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1),
+            (pycurl.USERAGENT, ""),
             (pycurl.HTTP09_ALLOWED, 0),
             # The path goes out as it was registered, dots and all.
             (pycurl.PATH_AS_IS, 1),
@@ -492,7 +520,7 @@ class _Transfer:
             raise ValueError("a header contains a line break or a NUL")
         self._start = start
         self._addresses = addresses
-        self.must_connect_afresh = False
+        self.offered_unusable_connection = False
         self._clear()
         setopt = self.curl.setopt
         setopt(pycurl.URL, destination.url)
@@ -505,21 +533,16 @@ class _Transfer:
         elif self._pinned:
             setopt(pycurl.RESOLVE, [])
             self._pinned = False
-        if self._fresh:
-            setopt(pycurl.FRESH_CONNECT, 0)
-            self._fresh = False
         self._set_deadline(now)
 
-    def begin_afresh(self, now: float) -> None:
-        """Prepare the handle once more, for a connection of its own.
+    def begin_again(self, now: float) -> None:
+        """Prepare the handle once more, for another connection.
 
-        Nothing was sent yet: the pool offered a connection to an address that the name no longer
-        leads to, and libcurl has closed it.
+        Nothing was sent yet: the pool offered one that is retired or leads where the name no
+        longer does, and libcurl has closed it. That ends, since it can offer each only once.
         """
-        self.must_connect_afresh = False
-        self._fresh = True
+        self.offered_unusable_connection = False
         self._clear()
-        self.curl.setopt(pycurl.FRESH_CONNECT, 1)
         self._set_deadline(now)
 
     def outcome(self, code: int, message: str, now: float) -> Outcome:
@@ -532,8 +555,11 @@ class _Transfer:
 
         head = _final_head(self._head)
         status = curl.getinfo(pycurl.RESPONSE_CODE)
-        if status < 200 and code != 0:
-            head = None  # Interim responses, and the final one never came.
+        garbled = False
+        if head is not None and status < 200 and code != 0:
+            # The final response never came; but 101 or "1000" is nothing it could follow.
+            garbled = _INTERIM.match(head) is None
+            head = None
         if head is not None:
             outcome.status_code = status
             outcome.failure = _failure_of_status(status)
@@ -542,6 +568,8 @@ class _Transfer:
             outcome.failure = "blocked_address"
         elif self._head_is_too_large:
             outcome.failure = "too_large"
+        elif garbled:
+            outcome.failure = "bad_response"
         else:
             outcome.failure = _FAILURE_OF_CODE.get(code, "bad_response")
 
@@ -620,10 +648,13 @@ class _Transfer:
         self._opened = True
         return fd
 
-    def _on_ready_to_send(self, ip: str, _own_ip: str, port: int, _own_port: int) -> int:
-        """Before each sending: a pooled connection must lead where the name leads now."""
-        if not self._opened and self._addresses and ip not in self._addresses:
-            self.must_connect_afresh = True
+    def _on_ready_to_send(self, ip: str, _own_ip: str, port: int, own_port: int) -> int:
+        """Before each sending: a pooled connection must be sound and lead where the name does."""
+        if not self._opened and (
+            own_port in self._retired_ports or (self._addresses and ip not in self._addresses)
+        ):
+            self._retired_ports.discard(own_port)
+            self.offered_unusable_connection = True
             return pycurl.PREREQFUNC_ABORT
         self._sends += 1
         self._peer = (ip, port)
@@ -664,9 +695,13 @@ def _pin(destination: Destination, addresses: tuple[str, ...]) -> str:
 
 # --- Reading a response ------------------------------------------------------------------------
 
+_INTERIM = re.compile(rb"HTTP/1\.[01] 1(?!01)[0-9][0-9](?:[ \n]|$)")
 _RETRY_AFTER = re.compile(r"^retry-after:[ \t]*(.*?)[ \t]*$", re.IGNORECASE | re.MULTILINE)
 
+# What libcurl's verdict means while the headers are not complete.
 _FAILURE_OF_CODE = {
+    # libcurl takes a connection that ends amid the headers for one that ends after them.
+    pycurl.E_OK: "reset",
     pycurl.E_COULDNT_RESOLVE_HOST: "dns",
     pycurl.E_COULDNT_CONNECT: "connect",
     pycurl.E_OPERATION_TIMEDOUT: "timeout",
@@ -726,7 +761,7 @@ def _storable(data: bytes | bytearray, limit: int) -> str:
     """
     if not data:
         return ""
-    if len(data) > limit:
+    if len(data) >= limit:
         text, _ = codecs.utf_8_decode(data[:limit], "replace", False)
     else:
         text = data.decode("utf-8", "replace")
