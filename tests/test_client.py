@@ -1,0 +1,366 @@
+"""hookjetty.client against a live service: what a tenant, a producer and an admin do with it."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from hookjetty import client as client_module
+from hookjetty.client import AdminClient, ApiError, Client
+from tests.acceptance.receiver import RecordingReceiver
+from tests.conftest import new_database
+from tests.hostile import Receiver, read_request
+from tests.live import LiveService, reserve_port, wait_until
+
+tenants = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def live(server_url: str, template: str) -> Iterator[LiveService]:
+    with new_database(server_url, template) as url, LiveService(url, RATE_LIMIT="1000") as live:
+        yield live
+
+
+@pytest.fixture(scope="module")
+def receiver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RecordingReceiver]:
+    with RecordingReceiver(tmp_path_factory.mktemp("receiver") / "seen") as running:
+        yield running
+
+
+@pytest.fixture
+def tenant_id() -> int:
+    """A tenant who has nothing yet."""
+    return next(tenants)
+
+
+@pytest.fixture
+def client(live: LiveService, tenant_id: int) -> Iterator[Client]:
+    with Client(live.url, live.tenant_token(tenant_id)) as client:
+        yield client
+
+
+@pytest.fixture
+def admin(live: LiveService) -> Iterator[AdminClient]:
+    with AdminClient(live.url, live.admin_token) as admin:
+        yield admin
+
+
+@pytest.fixture
+def service(live: LiveService) -> Iterator[Client]:
+    with Client(live.url, live.service_token) as service:
+        yield service
+
+
+# ---------------------------------------------------------------------------------- endpoints
+
+
+def test_an_endpoint_is_registered_changed_and_deleted(client, receiver):
+    made = client.register_endpoint(receiver.url("/life"), events=["export.*"])
+    assert made["status"] == "active"
+    assert made["secret"].startswith("whsec_")
+    endpoint_id = made["endpoint_id"]
+
+    changed = client.register_endpoint(endpoint_id=endpoint_id, events=iter(["*"]))
+    assert changed == {"endpoint_id": endpoint_id, "status": "active"}
+    shown = client.get_endpoint(endpoint_id)
+    assert (shown["url"], shown["events"]) == (receiver.url("/life"), ["*"])
+    assert client.verify_endpoint(endpoint_id)["status"] == "active"
+
+    assert client.delete_endpoint(endpoint_id)["status"] == "deleted"
+    with pytest.raises(ApiError, match="does not exist") as gone:
+        client.get_endpoint(endpoint_id)
+    assert (gone.value.status, gone.value.code) == (404, "not_found")
+
+
+def test_a_list_is_read_page_by_page_to_its_end(client, admin, tenant_id, monkeypatch):
+    monkeypatch.setattr(client_module, "PAGE_ITEMS", 2)
+    urls = [f"https://example.com/{number}" for number in range(5)]
+    for url in urls:
+        admin.create_endpoint(tenant_id, url)
+    assert [endpoint["url"] for endpoint in client.list_endpoints()] == urls
+
+
+def test_pages_that_nobody_asks_for_are_not_fetched(client, admin, tenant_id, monkeypatch):
+    monkeypatch.setattr(client_module, "PAGE_ITEMS", 1)
+    for number in range(3):
+        admin.create_endpoint(tenant_id, f"https://example.com/{number}")
+    calls = []
+    monkeypatch.setattr(client._session, "request", _counted(client._session.request, calls))
+    assert next(client.list_endpoints())["url"] == "https://example.com/0"
+    assert len(calls) == 1
+
+
+def _counted(function: Callable, calls: list) -> Callable:
+    def counted(*args, **kwargs):
+        calls.append(args)
+        return function(*args, **kwargs)
+
+    return counted
+
+
+def test_an_id_cannot_lead_to_another_path(client):
+    with pytest.raises(ApiError) as refused:
+        client.get_endpoint("ep_1/../../replay?x=")
+    assert refused.value.status in {400, 404}
+
+
+# ------------------------------------------------------------------------------------ events
+
+
+def test_an_event_arrives_with_the_very_text_that_was_published(client, receiver):
+    client.register_endpoint(receiver.url("/text"))
+    text = '{"price": 1.50, "who": "Zoë", "n": 12345678901234567890}'
+    published = client.publish("export.done", text)
+    assert published.tasks == 1
+    wait_until(lambda: [seen for seen in receiver.at("/text") if seen.event == published.event_id])
+    (seen,) = [seen for seen in receiver.at("/text") if seen.event == published.event_id]
+    assert f'"data":{text}}}'.encode() in seen.body
+
+    event = client.get_event(published.event_id)
+    assert (event["type"], event["data"]["who"]) == ("export.done", "Zoë")
+    assert len(event["tasks"]) == 1
+
+
+def test_a_key_makes_publishing_again_harmless(client):
+    first = client.publish("export.done", {"rows": 1}, key="export-1")
+    assert client.publish("export.done", {"rows": 2}, "export-1") == first
+    assert client.get_event(first.event_id)["data"] == {"rows": 1}
+
+
+def test_a_batch_is_published_in_its_order(client):
+    first = client.publish("export.done", {}, key="b")
+    published = client.publish_batch(
+        [
+            {"type": "export.started", "data": {"n": 1}},
+            {"type": "export.done", "data": '{"n": 2.0}', "key": "b"},
+        ]
+    )
+    assert [client.get_event(one.event_id)["type"] for one in published] == [
+        "export.started",
+        "export.done",
+    ]
+    assert published[1] == first
+
+
+def test_a_refused_batch_names_the_event(client):
+    with pytest.raises(ApiError) as refused:
+        client.publish_batch([{"type": "a", "data": {}}, {"type": "b c", "data": {}}])
+    assert list(refused.value.details) == ["events.1.type"]
+
+
+def test_a_service_publishes_for_the_tenant_it_names(service, client, tenant_id):
+    published = service.publish("export.done", {}, tenant_id=tenant_id)
+    (in_batch,) = service.publish_batch([{"type": "a", "data": {}}], tenant_id=tenant_id)
+    assert client.get_event(published.event_id)["type"] == "export.done"
+    assert client.get_event(in_batch.event_id)["type"] == "a"
+    with pytest.raises(ApiError, match="tenant_id: is missing"):
+        service.publish("export.done", {})
+
+
+@pytest.mark.parametrize("data", ['{}, "tenant_id": 8', "{", {"x": float("inf")}, "\udcff"])
+def test_data_that_is_not_json_is_not_sent(client, data, monkeypatch):
+    monkeypatch.setattr(client._session, "request", lambda *_, **__: pytest.fail("was sent"))
+    with pytest.raises(ValueError, match=r"data is not JSON"):
+        client.publish("export.done", data)
+
+
+# ----------------------------------------------------------------------------- tasks, replays
+
+
+def test_tasks_are_listed_shown_and_retried(client, admin, tenant_id, receiver):
+    good = client.register_endpoint(receiver.url("/good"))["endpoint_id"]
+    bad = client.register_endpoint(receiver.url("/bad", status=500, times=2))["endpoint_id"]
+    assert client.get_endpoint(bad)["status"] == "pending"  # its challenge was answered with 500
+    admin.create_endpoint(tenant_id, receiver.url("/worse", status=500))
+    event = client.publish("export.done", {})
+    assert event.tasks == 3
+
+    settled = {"delivered", "waiting", "retry"}
+    wait_until(lambda: {task["status"] for task in client.list_tasks()} == settled)
+    (task,) = client.list_tasks(status="delivered", endpoint_id=good)
+    assert (task["event_id"], task["tries"]) == (event.event_id, 1)
+    (attempt,) = client.get_task(task["task_id"])["attempts"]
+    assert attempt["status_code"] == 200
+    assert len(list(client.list_tasks())) == 3
+
+    by_url = {task["url"]: task for task in admin.list_tasks(tenant_id)}
+    assert len(by_url) == 3
+    (waiting,) = admin.list_tasks(tenant_id, status="waiting", endpoint_id=int(bad[3:]))
+    assert waiting["url"] == receiver.url("/bad", status=500, times=2)
+    assert "waiting" in admin.retry_task(waiting["id"])
+    assert admin.retry_task(by_url[receiver.url("/worse", status=500)]["id"]) == "ok"
+
+
+def test_a_replay_delivers_again_and_tells_how_far_it_is(client, receiver):
+    endpoint = client.register_endpoint(receiver.url("/replay"))["endpoint_id"]
+    event = client.publish("export.done", {})
+    started = client.replay(endpoint, event.event_id)
+    assert started["status"] == "started"
+    wait_until(lambda: client.get_replay(started["replay_id"])["status"] == "finished")
+    assert client.get_replay(started["replay_id"])["events"] == 1
+
+
+# ------------------------------------------------------------------------------------- admin
+
+
+def test_an_admin_adds_lists_and_deletes_endpoints(admin, tenant_id):
+    made = admin.create_endpoint(tenant_id, "https://example.com/a", ["export.done"])
+    assert made["secret"].startswith("whsec_")
+    other = admin.create_endpoint(tenant_id, "https://example.com/b", secret="sixteen characters")
+    assert "secret" not in other
+    listed = admin.list_endpoints(tenant_id)
+    assert [(each["id"], each["status"]) for each in listed] == [
+        (made["id"], "active"),
+        (other["id"], "active"),
+    ]
+    admin.delete_endpoint(made["id"])
+    assert [each["id"] for each in admin.list_endpoints(tenant_id)] == [other["id"]]
+
+
+def test_the_admin_surfaces_errors_have_the_same_words(admin):
+    with pytest.raises(ApiError) as refused:
+        admin.delete_endpoint(2**53 - 1)
+    assert (refused.value.status, refused.value.code) == (404, "not_found")
+    assert refused.value.message == f"endpoint {2**53 - 1} does not exist"
+    assert refused.value.request_id
+
+
+# ------------------------------------------------------------------------------- request ids
+
+
+def test_a_request_id_makes_a_write_idempotent(admin, tenant_id):
+    url = "https://example.com/once"
+    first = admin.create_endpoint(tenant_id, url, request_id=f"once-{tenant_id}")
+    assert admin.create_endpoint(tenant_id, url, request_id=f"once-{tenant_id}") == first
+    with pytest.raises(ApiError) as conflict:
+        admin.create_endpoint(tenant_id, f"{url}/2", request_id=f"once-{tenant_id}")
+    assert (conflict.value.status, conflict.value.code) == (409, "version_conflict")
+    assert conflict.value.request_id == f"once-{tenant_id}"
+
+
+def test_without_one_nothing_is_made_up():
+    with canned(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}") as (url, requests):
+        Client(url, "token").get_endpoint("ep_1")
+        Client(url, "token").delete_endpoint("ep_1", request_id="mine")
+    assert b"x-request-id" not in requests[0].lower()
+    assert b"x-request-id: mine\r\n" in requests[1].lower()
+
+
+# ------------------------------------------------------------------------------------ errors
+
+
+def canned(response: bytes):
+    """A server with one answer to everything: its URL, and what it was asked."""
+    requests: list[bytes] = []
+
+    def behave(connection: socket.socket) -> None:
+        requests.append(read_request(connection))
+        connection.sendall(response)
+
+    class Canned(Receiver):
+        def __enter__(self):
+            super().__enter__()
+            return self.url(""), requests
+
+    return Canned(behave)
+
+
+def test_a_refused_field_is_told_with_its_reason(client):
+    with pytest.raises(ApiError) as refused:
+        client.register_endpoint("ftp://example.com/", request_id="r-1")
+    error = refused.value
+    assert (error.status, error.code, error.retry_after) == (400, "invalid_request", None)
+    assert list(error.details) == ["url"]
+    assert error.request_id == "r-1"
+    assert str(error) == f"{error.message} (invalid_request, request id r-1)"
+
+
+def test_a_token_that_is_not_valid_is_unauthorized(live):
+    with pytest.raises(ApiError) as refused:
+        list(Client(live.url, "e30.e30.e30").list_endpoints())
+    assert (refused.value.status, refused.value.code) == (401, "unauthorized")
+
+
+def test_how_long_to_wait_is_told():
+    body = b'{"error":"rate_limited","message":"slow down","request_id":"r-2"}'
+    head = b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 3\r\nContent-Length: %d\r\n\r\n"
+    with canned(head % len(body) + body) as (url, _), pytest.raises(ApiError) as refused:
+        Client(url, "token").publish("a", {})
+    error = refused.value
+    assert (error.status, error.code, error.retry_after) == (429, "rate_limited", 3.0)
+
+
+@pytest.mark.parametrize(
+    ("response", "status"),
+    [
+        (b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 6\r\n\r\n<html>", 502),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>", 200),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]", 200),
+        (b"HTTP/1.1 302 Found\r\nLocation: /elsewhere\r\nContent-Length: 2\r\n\r\n{}", 302),
+        (b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\n{}", 404),
+    ],
+)
+def test_what_stands_before_the_api_is_not_taken_for_it(response, status):
+    with canned(response) as (url, requests), pytest.raises(ApiError) as refused:
+        Client(url, "token").publish("a", {})
+    assert (refused.value.status, refused.value.code) == (status, "unexpected")
+    assert f"answered {status}" in refused.value.message
+    assert len(requests) == 1
+
+
+def test_nobody_there_is_one_sentence():
+    reserved, port = reserve_port()
+    with reserved, pytest.raises(ApiError) as refused:
+        Client(f"http://127.0.0.1:{port}", "token").publish("a", {})
+    error = refused.value
+    assert (error.status, error.code) == (None, "unreachable")
+    assert error.message == f"http://127.0.0.1:{port}: Connection refused"
+
+
+def test_an_answer_that_does_not_come_is_waited_for_no_longer_than_asked():
+    def say_nothing(connection: socket.socket) -> None:
+        while connection.recv(65536):
+            pass
+
+    with Receiver(say_nothing) as silent:
+        client = Client(silent.url(""), "token", timeout_seconds=0.2)
+        with pytest.raises(ApiError, match=r"did not answer within 0\.2 s") as refused:
+            client.publish("a", {})
+        client.close()
+    assert (refused.value.status, refused.value.code) == (None, "unreachable")
+
+
+def test_a_connection_that_breaks_is_unreachable():
+    def hang_up(connection: socket.socket) -> None:
+        read_request(connection)
+
+    with Receiver(hang_up) as broken, pytest.raises(ApiError) as refused:
+        Client(broken.url(""), "token").publish("a", {})
+    assert refused.value.code == "unreachable"
+
+
+# ------------------------------------------------------------------------------------- token
+
+
+def test_url_and_token_come_from_the_environment(live, tenant_id, monkeypatch):
+    monkeypatch.setenv("HOOKJETTY_URL", f"{live.url}/")
+    monkeypatch.setenv("HOOKJETTY_TOKEN", f"{live.tenant_token(tenant_id)}\n")
+    assert list(Client().list_endpoints()) == []
+
+
+@pytest.mark.parametrize("token", [None, "", " \n", "tok\nen", "tökén"])
+def test_a_token_is_needed(token, monkeypatch):
+    monkeypatch.delenv("HOOKJETTY_TOKEN", raising=False)
+    with pytest.raises(ValueError, match="a token is needed"):
+        Client("http://127.0.0.1:1", token)
+
+
+def test_a_netrc_does_not_replace_the_token(tmp_path, monkeypatch):
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login somebody password else\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
+    with canned(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}") as (url, requests):
+        Client(url, "token").get_endpoint("ep_1")
+    assert b"Authorization: Bearer token\r\n" in requests[0]
