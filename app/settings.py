@@ -571,7 +571,9 @@ def _shown(name: str, value: Any, secret: bool) -> str:
     if value is None or value == ():
         return ""
     if secret:
-        return _without_password(value) if name.endswith("database_url") else "***"
+        return (
+            _without_password(value) if name.startswith(("database_", "test_database_")) else "***"
+        )
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
