@@ -180,7 +180,7 @@ def is_away(error: PeeweeException) -> bool:
 
 def sqlstate(error: BaseException) -> str | None:
     """The SQLSTATE behind a Peewee or psycopg2 error; None when the server sent none."""
-    cause = error.args[0] if error.args and isinstance(error.args[0], psycopg2.Error) else error
+    cause = getattr(error, "orig", error)  # Peewee keeps psycopg2's error there
     return getattr(cause, "pgcode", None)
 
 

@@ -8,18 +8,18 @@ same answer by construction.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
 from peewee import (
     JOIN,
+    SQL,
     BigAutoField,
     BigIntegerField,
     BlobField,
     BooleanField,
     Case,
     Expression,
-    Field,
     FloatField,
     IntegerField,
     Model,
@@ -46,6 +46,10 @@ FAILURES = (
     "dns", "connect", "tls", "timeout", "blocked_address", "too_large", "redirect", "http_4xx",
     "http_5xx", "reset", "bad_response", "unsendable", "interrupted", "expired",
 )  # fmt: skip
+
+# What is shown together with an event or a task.
+MOST_TASKS_SHOWN = 500
+MOST_ATTEMPTS_SHOWN = 100
 
 RETIRED_SECRET_HOURS = 24  # a replaced secret signs beside the new one for so long
 
@@ -97,21 +101,36 @@ class Endpoint(Table):
         table_name = "endpoints"
 
     @classmethod
-    def of(cls, tenant_id: int) -> ModelSelect:
+    def of(cls, tenant_id: int) -> ModelSelect[Self]:
         """A tenant's endpoints in every state but deleted, oldest first."""
         return (
-            cls.select()
-            .where(cls.tenant_id == tenant_id, cls.status != "deleted")
-            .order_by(cls.id)
+            cls.select().where(cls.tenant_id == tenant_id, cls.status != "deleted").order_by(cls.id)
         )
 
     @classmethod
-    def get_of(cls, tenant_id: int, endpoint_id: int) -> Self:
-        """One of a tenant's endpoints, or ``not_found``."""
-        endpoint = cls.of(tenant_id).where(cls.id == endpoint_id).first()
+    def get_of(cls, tenant_id: int, endpoint_id: int, *, lock: bool = False) -> Self:
+        """One of a tenant's endpoints, or ``not_found``; its row locked if so wanted."""
+        query = cls.of(tenant_id).where(cls.id == endpoint_id)
+        endpoint = query.for_update(lock).first()
         if endpoint is None:
             raise errors.not_found(f"endpoint ep_{endpoint_id}")
         return endpoint
+
+    @classmethod
+    def get_live(cls, endpoint_id: int) -> Self:
+        """An endpoint of whatever tenant, for an admin; ``not_found`` for a deleted one too."""
+        endpoint = cls.get_or_none(cls.id == endpoint_id, cls.status != "deleted")
+        if endpoint is None:
+            raise errors.not_found(f"endpoint {endpoint_id}")
+        return endpoint
+
+    @classmethod
+    def ids_since(cls, tenant_id: int, moment: datetime) -> list[int]:
+        """A tenant's endpoints that were live at that moment or later."""
+        rows = cls.select(cls.id).where(
+            cls.tenant_id == tenant_id, (cls.status != "deleted") | (cls.updated_at >= moment)
+        )
+        return [endpoint.id for endpoint in rows]
 
     @classmethod
     def change(cls, endpoint_id: int, **columns: Any) -> Self | None:
@@ -121,9 +140,7 @@ class Endpoint(Table):
         settling job look whether the endpoint's open tasks still fit.
         """
         rows = (
-            cls.update(
-                **columns, version=cls.version + 1, updated_at=fn.now(), settling=True
-            )
+            cls.update(**columns, version=cls.version + 1, updated_at=fn.now(), settling=True)
             .where(cls.id == endpoint_id, cls.status != "deleted")
             .returning(cls)
             .execute()
@@ -134,19 +151,21 @@ class Endpoint(Table):
         return changed
 
     @classmethod
-    def delete_of(cls, endpoint: Endpoint) -> None:
+    def delete_of(cls, endpoint: Endpoint) -> Endpoint:
         """Delete an endpoint: answered at once, its open tasks are canceled by the settling job.
 
         The row stays while its tasks can be listed; ``not_found`` when somebody was faster.
         """
-        gone = cls.change(
-            endpoint.id, status="deleted", reason=None, handshake_at=None, hold_until=None
-        )
-        if gone is None:
-            raise errors.not_found(f"endpoint {endpoint.id}")
-        Replay.update(status="canceled", finished_at=fn.now()).where(
-            Replay.endpoint_id == endpoint.id, Replay.status == "running"
-        ).execute()
+        with db.atomic():
+            gone = cls.change(
+                endpoint.id, status="deleted", reason=None, handshake_at=None, hold_until=None
+            )
+            if gone is None:
+                raise errors.not_found(f"endpoint {endpoint.id}")
+            Replay.update(status="canceled", finished_at=fn.now()).where(
+                Replay.endpoint_id == endpoint.id, Replay.status == "running"
+            ).execute()
+        return gone
 
     @property
     def verification(self) -> dict[str, Any] | None:
@@ -173,13 +192,25 @@ class Event(Table):
     def get_of(cls, tenant_id: int, event_id: int) -> Self:
         """One of a tenant's events with its data as text, or ``not_found``."""
         event = (
-            cls.select(cls.id, cls.tenant_id, cls.type, cls.data.cast("text").alias("data"), cls.fanout)
+            cls.select(
+                cls.id, cls.tenant_id, cls.type, cls.data.cast("text").alias("data"), cls.fanout
+            )
             .where(cls.id == event_id, cls.tenant_id == tenant_id)
             .first()
         )
         if event is None:
             raise errors.not_found(f"event evt_{event_id}")
         return event
+
+    @property
+    def created_at(self) -> datetime:
+        """When it was published, to the millisecond."""
+        return id_time(self.id)
+
+    @property
+    def tasks(self) -> ModelSelect[Task]:
+        """What became of it: its newest tasks as listed. Replays may have made more of them."""
+        return Task.of_event(self).limit(MOST_TASKS_SHOWN)
 
 
 class Task(Table):
@@ -204,7 +235,7 @@ class Task(Table):
         table_name = "tasks"
 
     @classmethod
-    def listed(cls, *conditions: Expression) -> ModelSelect:
+    def listed(cls, *conditions: Expression) -> ModelSelect[Self]:
         """Tasks as people see them, newest first, each with its URL and its event's type.
 
         A task whose endpoint was paused, disabled or deleted is shown in the state it is about to
@@ -227,7 +258,45 @@ class Task(Table):
         )  # fmt: skip
 
     @classmethod
-    def _effective(cls) -> tuple[Field, Field]:
+    def get_of(cls, tenant_id: int, task_id: int) -> Self:
+        """One of a tenant's tasks as ``listed``, or ``not_found``."""
+        task = cls.listed(cls.tenant_id == tenant_id, cls.id == task_id).first()
+        if task is None:
+            raise errors.not_found(f"task task_{task_id}")
+        return task
+
+    @classmethod
+    def of_event(cls, event: Event) -> ModelSelect[Self]:
+        """An event's tasks as ``listed``, those of replays and of deleted endpoints too.
+
+        By endpoint, since that is how the index knows them; a minute of slack for a publish that
+        read an endpoint just before its deletion committed.
+        """
+        endpoints = Endpoint.ids_since(event.tenant_id, event.created_at - timedelta(minutes=1))
+        return cls.listed(
+            cls.event_id == event.id,
+            cls.endpoint_id.in_(endpoints),
+            # No task is older than its event, to the millisecond: earlier partitions are left out.
+            cls.id >= id_at(event.created_at),
+        )
+
+    @property
+    def created_at(self) -> datetime:
+        """When it was made, to the millisecond."""
+        return id_time(self.id)
+
+    @property
+    def attempts(self) -> list[Attempt]:
+        """Its latest attempts, in the order they were made."""
+        return list(Attempt.of(self.id).limit(MOST_ATTEMPTS_SHOWN))[::-1]
+
+    @property
+    def retries(self) -> int:
+        """Attempts begun after the first one."""
+        return max(self.tries - 1, 0)
+
+    @classmethod
+    def _effective(cls) -> tuple[Case, Case]:
         """Status and next_try_at, seen together with the endpoint's status."""
         moving = cls.status.in_(("pending", "retry"))
         deleted = Endpoint.status == "deleted"
@@ -240,9 +309,7 @@ class Task(Table):
             ],
             cls.status,
         )
-        next_try_at = Case(
-            None, [((deleted | parked) & moving, None)], cls.next_try_at
-        )
+        next_try_at = Case(None, [((deleted | parked) & moving, None)], cls.next_try_at)
         return status, next_try_at
 
     @classmethod
@@ -316,6 +383,19 @@ class Attempt(Table):
     class Meta:
         table_name = "attempts"
 
+    @classmethod
+    def of(cls, task_id: int) -> ModelSelect[Self]:
+        """A task's attempts, the latest first."""
+        return cls.select().where(cls.task_id == task_id).order_by(cls.id.desc())
+
+    @property
+    def timings_ms(self) -> dict[str, float | None]:
+        """Milliseconds from the start to the end of each phase; None: not reached."""
+        return {
+            phase: None if (us := getattr(self, f"{phase}_us")) is None else us / 1000
+            for phase in ("resolve", "connect", "tls", "first_byte", "total")
+        }
+
 
 class Replay(Table):
     """A request to deliver an endpoint's past events again."""
@@ -334,6 +414,14 @@ class Replay(Table):
 
     class Meta:
         table_name = "replays"
+
+    @classmethod
+    def get_of(cls, tenant_id: int, replay_id: int) -> Self:
+        """One of a tenant's replays, or ``not_found``."""
+        replay = cls.get_or_none(cls.id == replay_id, cls.tenant_id == tenant_id)
+        if replay is None:
+            raise errors.not_found(f"replay rpl_{replay_id}")
+        return replay
 
 
 class IdempotencyKey(Table):
@@ -381,6 +469,11 @@ class Dispatcher(Table):
     class Meta:
         table_name = "dispatchers"
 
+    @classmethod
+    def alive(cls) -> ModelSelect[Self]:
+        """Those whose heartbeat came within 30 seconds, as schema.sql's wake() has it."""
+        return cls.select().where(cls.seen_at > fn.now() - SQL("interval '30 s'"))
+
 
 def wake() -> None:
     """Bring the dispatchers' jobs and claims forward when the present transaction commits."""
@@ -419,5 +512,3 @@ def rfc3339(moment: datetime | None) -> str | None:
 def tables() -> Sequence[type[Table]]:
     """Every model, for the test that holds them against schema.sql."""
     return Table.__subclasses__()
-
-

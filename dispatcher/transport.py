@@ -696,7 +696,7 @@ def _pin(destination: Destination, addresses: tuple[str, ...]) -> str:
 # --- Reading a response ------------------------------------------------------------------------
 
 _INTERIM = re.compile(rb"HTTP/1\.[01] 1(?!01)[0-9][0-9](?:[ \n]|$)")
-_RETRY_AFTER = re.compile(r"^retry-after:[ \t]*(.*?)[ \t]*$", re.IGNORECASE | re.MULTILINE)
+_RETRY_AFTER = re.compile(r"^retry-after:(.*)$", re.IGNORECASE | re.MULTILINE)
 
 # What libcurl's verdict means while the headers are not complete.
 _FAILURE_OF_CODE = {
@@ -771,4 +771,4 @@ def _storable(data: bytes | bytearray, limit: int) -> str:
 def _retry_after(headers: str) -> str | None:
     """The value as it came; what it means is for whoever decides about the next try."""
     found = _RETRY_AFTER.search(headers)
-    return found[1][:KEPT_RETRY_AFTER_CHARACTERS] if found else None
+    return found[1].strip()[:KEPT_RETRY_AFTER_CHARACTERS] if found else None

@@ -448,9 +448,11 @@ def test_retry_after_is_passed_on_as_it_came(wire, receivers, value):
 def test_a_success_has_no_retry_after_and_a_long_one_is_cut(wire, receivers):
     good = receivers(answer(response(headers=[b"Retry-After: 7"])))
     bad = receivers(answer(response(b"429 Slow", [b"Retry-After: " + b"9" * 5000])))
-    first, second = wire.send(post(good.url()), post(bad.url()))
+    blank = receivers(answer(response(b"503 Busy", [b"Retry-After: 7" + b" \t" * 7000 + b"x"])))
+    first, second, third = wire.send(post(good.url()), post(bad.url()), post(blank.url()))
     assert first.retry_after is None
     assert second.retry_after == "9" * 256
+    assert third.retry_after.startswith("7 ") and third.total_us < 500_000
 
 
 # --- Deadlines ---------------------------------------------------------------------------------
