@@ -1,0 +1,426 @@
+"""The Flask glue of all surfaces: who calls, how much may come in, what is answered to errors.
+
+A request goes through these steps, each a decorator of its view, in this order:
+
+1. ``called_by``   The token; the database; the limits. From here on PostgreSQL's absence is
+                   ``dependency_down``.
+2. ``arguments``   The body or the query string, strictly (flask-smorest's, with ``StrictParser``).
+3. ``idempotent``  For writes: once per X-Request-Id, in the transaction of the work.
+4. ``response``    flask-smorest's: what the view returned, as JSON.
+
+Every failure is an ``errors.Error`` (``_as_error`` makes one of whatever else was raised), and the
+surface that the path belongs to renders it in its own dialect.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+import flask_smorest
+import structlog
+from flask import Flask, Response, current_app, g, request
+from marshmallow import Schema, ValidationError
+from webargs.flaskparser import FlaskParser
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+
+from app import errors, idempotency, schemas
+from app.auth import Principal, Tokens, bearer_token
+from app.db import SchemaMismatch, check_schema, claim_secret_keys, dependable, retrying
+from app.endpoints import Registry
+from app.ratelimit import Limits
+from app.settings import Settings
+
+log = logging.getLogger(__name__)
+
+MAX_BODY_BYTES = 512 * 1024
+# What is read on after a refusal, so that the client can finish sending and hear of it.
+MOST_DISCARDED_BYTES = 16 * 1024 * 1024
+DISCARDED_AT_A_TIME = 64 * 1024
+# At most so many requests of a process wait for a handshake, so that slow receivers cannot occupy
+# its threads.
+HANDSHAKE_WAITS = 2
+
+View = Callable[..., Any]
+# From an answer, and whether it is a repeat, to the answer that is sent.
+Completion = Callable[[dict[str, Any], bool], dict[str, Any]]
+
+
+@dataclass
+class Service:
+    """What the views of one application work with."""
+
+    settings: Settings
+    tokens: Tokens
+    registry: Registry
+    limits: Limits
+    handshake_waits: threading.Semaphore = field(
+        default_factory=lambda: threading.BoundedSemaphore(HANDSHAKE_WAITS)
+    )
+    _is_checked: bool = False
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Service:
+        """``SettingsError`` when the settings lack what the API needs."""
+        settings.require("database_url", "jwt_secret or jwt_jwks", "secret_keys")
+        return cls(settings, Tokens(settings), Registry.from_settings(settings), Limits(settings))
+
+    def check_database(self) -> None:
+        """Raise ``SchemaMismatch`` unless the database is one that this process can work on.
+
+        Asks once. With the database away at the start, the first request asks.
+        """
+        if not self._is_checked:
+            check_schema()
+            claim_secret_keys(self.registry.vault.fingerprints)
+            self._is_checked = True
+
+
+def service() -> Service:
+    """The service of the application that is answering."""
+    found: Service = current_app.extensions["hookjetty"]
+    return found
+
+
+# ------------------------------------------------------------------------------ 1. who calls
+
+
+def called_by(
+    owner_of: Callable[[Principal], int],
+    *limits: Callable[[Limits, int], None],
+    at_most_bytes: int = MAX_BODY_BYTES,
+) -> Callable[[View], View]:
+    """Let those in whom ``owner_of`` accepts; the view's first argument is what it returns.
+
+    That is the tenant who calls, or 0 for an admin or a service; it raises ``forbidden`` for
+    everybody else. ``limits`` are counted for each call that gets so far, valid or not, except for
+    the repeat of a write, which does no work: however many come at once, all get the answer.
+    """
+
+    def decorate(view: View) -> View:
+        takes_query = any(each["in"] == "query" for each in _documented_arguments(view))
+
+        @wraps(view)
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            g.at_most_bytes = at_most_bytes
+            token = bearer_token(request.headers.get("Authorization"))
+            g.principal = service().tokens.verify(token)
+            g.owner = owner_of(g.principal)
+            with dependable():
+                check_database()
+                with _counted(limits):
+                    if request.args and not takes_query:
+                        raise errors.invalid(next(iter(request.args)), "is not a parameter of this")
+                    return view(g.owner, *args, **kwargs)
+
+        return guarded
+
+    return decorate
+
+
+@contextmanager
+def _counted(limits: Sequence[Callable[[Limits, int], None]]) -> Iterator[None]:
+    """Count a call before its work; or, if it may be a repeat, once that is known.
+
+    Then ``idempotent`` counts it in the transaction of the work, or, when that never comes to
+    counting or is rolled back, it is counted here.
+    """
+
+    def count() -> None:
+        for each in limits:
+            each(service().limits, g.owner)
+
+    g.count = count
+    if not _may_be_repeat():
+        count()
+        g.count = lambda: None
+    try:
+        yield
+    except errors.Error as error:
+        if error.code != "rate_limited":
+            g.count()
+        raise
+
+
+def _may_be_repeat() -> bool:
+    return request.method not in ("GET", "HEAD") and "X-Request-Id" in request.headers
+
+
+def _documented_arguments(view: View) -> list[dict[str, Any]]:
+    """What the ``arguments`` decorators below said about themselves."""
+    documented = getattr(view, "_apidoc", {}).get("arguments", {})
+    found: list[dict[str, Any]] = documented.get("parameters", [])
+    return found
+
+
+def check_database() -> None:
+    """Answer nothing on a database of another version; an operator reads why in the log."""
+    try:
+        service().check_database()
+    except SchemaMismatch as error:
+        log.error("the database cannot be used: %s", error)
+        raise errors.dependency_down("the service is being set up; try again shortly") from error
+
+
+# ------------------------------------------------------------------------------ 2. arguments
+
+
+class StrictParser(FlaskParser):
+    """Reads what came in with ``strictjson`` and the schemas, and refuses it with ``errors``.
+
+    What to do about unknown names is for the schema to say, wherever they come from.
+    """
+
+    DEFAULT_UNKNOWN_BY_LOCATION = dict.fromkeys(FlaskParser.DEFAULT_UNKNOWN_BY_LOCATION)
+
+    def load_json(self, req: Any, schema: Schema) -> Any:
+        """The body, whatever its method; its Content-Type must say that it is JSON."""
+        assert isinstance(schema, schemas.Body)
+        raw = body()
+        if not (req.mimetype == "application/json" or req.mimetype.endswith("+json")):
+            raise errors.invalid("Content-Type", "must be application/json")
+        return schema.read(raw)
+
+    def load_querystring(self, req: Any, _schema: Schema) -> Any:
+        """The query string; a parameter may be there once."""
+        for name, values in req.args.lists():
+            if len(values) > 1:
+                raise errors.invalid(name, "is there more than once")
+        return req.args.to_dict()
+
+    def handle_error(self, error: ValidationError, *_args: Any, **_kwargs: Any) -> Any:
+        """Every field that was refused, and the first of them in the message."""
+        details = schemas.flat(next(iter(error.messages_dict.values())))
+        first, reason = next(iter(details.items()))
+        raise errors.Error("invalid_request", f"{first}: {reason}", details)
+
+
+class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]  # it has no types
+    """flask-smorest's blueprint with our way to read requests."""
+
+    ARGUMENTS_PARSER = StrictParser()
+
+    if TYPE_CHECKING:
+
+        def route(self, rule: str, **options: Any) -> Callable[[View], View]: ...
+        def arguments(self, schema: Schema, **options: Any) -> Callable[[View], View]: ...
+        def response(
+            self, status_code: int, schema: Schema | None = None, **options: Any
+        ) -> Callable[[View], View]: ...
+
+
+def body() -> bytes:
+    """The raw body, as long as the view allows; chunked or not."""
+    if request.headers.get("Content-Encoding", "identity") != "identity":
+        raise errors.invalid("Content-Encoding", "is not supported; send the body as it is")
+    # One more than allowed: of a chunked body Werkzeug silently leaves out what is beyond.
+    request.max_content_length = g.at_most_bytes + 1
+    try:
+        raw = request.get_data()
+    except RequestEntityTooLarge:
+        raw = None
+    except Exception as error:  # each server has its own, for a broken chunk and the like
+        raise errors.invalid("body", "cannot be read to its end") from error
+    if raw is None or len(raw) > g.at_most_bytes:
+        raise errors.invalid("body", f"is longer than {g.at_most_bytes} bytes")
+    if len(raw) < (request.content_length or 0):
+        raise errors.invalid("body", "is shorter than its Content-Length")
+    return raw
+
+
+# ---------------------------------------------------------------------------- 3. idempotency
+
+
+def idempotent(
+    *,
+    answers_secret: bool = False,
+    then: Completion | None = None,
+) -> Callable[[View], View]:
+    """Make a write idempotent by its X-Request-Id; without one it is simply done.
+
+    ``answers_secret`` encrypts the stored answer. ``then`` completes the answer once everything is
+    committed, from what was stored and whether it is a repeat.
+    """
+
+    def decorate(view: View) -> View:
+        @wraps(view)
+        def once(*args: Any, **kwargs: Any) -> Response:
+            def work() -> Response:
+                response: Response = view(*args, **kwargs)
+                return response
+
+            key = request.headers.get("X-Request-Id")
+            if key is None:
+                return _completed(retrying(work), then, is_repeat=False)
+            call = idempotency.Call(g.owner, request.method, request.path, key, body())
+            answer = retrying(lambda: _once(call, work, answers_secret))
+            response = Response(answer.body, answer.status_code, mimetype="application/json")
+            if answer.is_repeat:
+                response.headers["Idempotent-Replayed"] = "true"
+            return _completed(response, then, is_repeat=answer.is_repeat)
+
+        return once
+
+    return decorate
+
+
+def _once(
+    call: idempotency.Call, work: Callable[[], Response], answers_secret: bool
+) -> idempotency.Answer:
+    def answer() -> idempotency.Answer:
+        g.count()
+        response = work()
+        return idempotency.Answer(response.status_code, response.get_data(as_text=True))
+
+    return idempotency.once(call, answer, service().registry.vault, seal=answers_secret)
+
+
+def _completed(response: Response, then: Completion | None, *, is_repeat: bool) -> Response:
+    if then is not None:
+        response.set_data(_json(then(json.loads(response.get_data()), is_repeat)))
+    return response
+
+
+# ------------------------------------------------------------------------------- 4. answers
+
+
+def link_to_next(next_cursor: str | None) -> dict[str, str]:
+    """The header that names the next page (RFC 8288); none on the last one."""
+    if next_cursor is None:
+        return {}
+    query = urlencode(request.args.to_dict() | {"cursor": next_cursor})
+    return {"Link": f'<{request.path}?{query}>; rel="next"'}
+
+
+def with_text(answer: Mapping[str, Any], name: str, text: str) -> Response:
+    """An answer with one more member, whose value is JSON text that must stay as it is."""
+    head = _json(answer).removesuffix("}")
+    return Response(f'{head},"{name}":{text}}}', mimetype="application/json")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+# --------------------------------------------------------------------------------- errors
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How the surface below a prefix words its errors: the body for an error and a status."""
+
+    prefix: str
+    render: Callable[[errors.Error, int], dict[str, Any]]
+
+    def speaks_for(self, path: str) -> bool:
+        """Whether the path belongs to the surface, be there anything or not."""
+        return path == self.prefix or path.startswith(f"{self.prefix}/")
+
+
+class Api(flask_smorest.Api):  # type: ignore[misc]  # it has no types
+    """flask-smorest's registry, without its own error handler, which is for the whole app."""
+
+    def handle_http_exception(self, error: HTTPException) -> Response:
+        """An error that Flask itself found, such as an unknown path."""
+        return _answer_error(error)
+
+
+def install(app: Flask, dialects: Iterable[Dialect]) -> None:
+    """Give every request its id, and every error the dialect of its path."""
+    app.extensions["hookjetty_dialects"] = tuple(dialects)
+    app.before_request(_take_request_id)
+    app.after_request(_finish)
+    app.register_error_handler(Exception, _answer_error)
+
+
+def plain_error(error: errors.Error, _status: int) -> dict[str, Any]:
+    """The dialect of the tenant contract, which also serves paths that belong to no surface."""
+    answer: dict[str, Any] = {
+        "error": error.code,
+        "message": error.message,
+        "request_id": g.request_id,
+    }
+    return answer | ({"details": error.details} if error.details else {})
+
+
+def _take_request_id() -> None:
+    given = request.headers.get("X-Request-Id")
+    g.request_id = uuid.uuid4().hex
+    structlog.contextvars.clear_contextvars()
+    structlog.contextvars.bind_contextvars(request_id=g.request_id)
+    if given is None:
+        return
+    if not re.fullmatch(r"[\x21-\x7e]{1,255}", given):
+        raise errors.invalid("X-Request-Id", "must have 1 to 255 visible ASCII characters")
+    g.request_id = given
+    structlog.contextvars.bind_contextvars(request_id=given)
+
+
+def _finish(response: Response) -> Response:
+    if not _is_body_over():
+        response.headers["Connection"] = "close"
+    response.headers["X-Request-Id"] = g.request_id
+    response.headers.setdefault("Cache-Control", "no-store")
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    return response
+
+
+def _is_body_over() -> bool:
+    """Read what is left of a body that nobody wanted, within bounds; whether that was all.
+
+    Otherwise the server would close the connection on the client that is still sending, which then
+    sees a reset instead of the answer. Gunicorn itself reads on for 64 KiB.
+    """
+    rest = request.environ["wsgi.input"]
+    if not request.environ.get("wsgi.input_terminated"):
+        return True  # a server of which we cannot know where the body ends
+    for _ in range(MOST_DISCARDED_BYTES // DISCARDED_AT_A_TIME):
+        try:
+            if not rest.read(DISCARDED_AT_A_TIME):
+                return True
+        except Exception:  # noqa: BLE001 - as in body()
+            return False
+    return False
+
+
+def _answer_error(raised: Exception) -> Response:
+    error, status = _as_error(raised)
+    dialects: tuple[Dialect, ...] = current_app.extensions["hookjetty_dialects"]
+    spoken = (each.render for each in dialects if each.speaks_for(request.path))
+    render = next(spoken, plain_error)
+    response = Response(_json(render(error, status)), status, mimetype="application/json")
+    if isinstance(raised, HTTPException) and status == 405:
+        response.headers["Allow"] = dict(raised.get_headers()).get("Allow", "")
+    if status == 401:
+        response.headers["WWW-Authenticate"] = "Bearer"
+    if error.retry_after is not None:
+        response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    return response
+
+
+def _as_error(raised: Exception) -> tuple[errors.Error, int]:
+    """What was raised as one of the eight codes, and the status: its own, or a 405."""
+    if isinstance(raised, errors.Error):
+        return raised, raised.status
+    status = raised.code if isinstance(raised, HTTPException) else None
+    if status == 404:
+        error = errors.not_found(request.path)
+    elif status == 405:
+        return errors.Error("invalid_request", f"{request.method} is not for this path"), 405
+    elif status is not None and 400 <= status < 500:
+        assert isinstance(raised, HTTPException)
+        error = errors.Error("invalid_request", raised.description or raised.name)
+    else:
+        log.error("internal error", exc_info=raised)
+        error = errors.Error("internal_error", "this is our fault; our log has it by X-Request-Id")
+    return error, error.status

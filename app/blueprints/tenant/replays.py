@@ -1,0 +1,47 @@
+"""Replays: start one, look how far it has come, cancel it (tenant-api.md, Replay)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from app import replays, schemas
+from app.blueprints.common import called_by, idempotent
+from app.blueprints.tenant.surface import a_reader, a_writer, blueprint
+from app.models import Replay
+from app.ratelimit import Limits
+
+blp = blueprint("replays", "Past events delivered again.")
+
+
+@blp.route("/replay", methods=["POST"])
+@called_by(a_writer, Limits.request, Limits.replay)
+@blp.arguments(schemas.ReplayRequest())
+@idempotent()
+@blp.response(202, schemas.ReplayStarted())
+def start_replay(tenant_id: int, wanted: dict[str, Any]) -> Any:
+    """Replay from a watermark
+
+    What happened from then to now and is wanted by the endpoint is delivered to it again. 409
+    while another replay of the endpoint runs.
+    """
+    return replays.start(tenant_id, **wanted)
+
+
+@blp.route("/replays/<replay_id>", methods=["GET"])
+@called_by(a_reader, Limits.request)
+@blp.response(200, schemas.ReplayItem())
+def read_replay(tenant_id: int, replay_id: str) -> Any:
+    """Look at one replay"""
+    return Replay.get_of(tenant_id, schemas.parse_id("rpl", replay_id))
+
+
+@blp.route("/replays/<replay_id>/cancel", methods=["POST"])
+@called_by(a_writer, Limits.request)
+@idempotent()
+@blp.response(200, schemas.ReplayItem())
+def cancel_replay(tenant_id: int, replay_id: str) -> Any:
+    """Cancel a replay
+
+    It makes no more tasks; those it made stay. 409 once it has finished.
+    """
+    return replays.cancel(tenant_id, schemas.parse_id("rpl", replay_id))

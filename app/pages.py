@@ -1,0 +1,108 @@
+"""Pages of a list by keyset: a page costs the same however far down the list it is."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from typing import Any, NamedTuple
+
+from peewee import Field, ModelSelect
+
+from app import errors
+from app.models import Endpoint, Task
+
+_ID_BYTES = 8
+_MARK_BYTES = 8
+
+
+class Page(NamedTuple):
+    """Some items of a list, and what asks for those behind them; None at its end."""
+
+    items: list[Any]
+    next_cursor: str | None
+
+
+def page_of_endpoints(tenant_id: int, *, limit: int, cursor: str | None = None) -> Page:
+    """A tenant's endpoints, the oldest first."""
+    query = Endpoint.of(tenant_id)
+    return page(query, Endpoint.id, limit=limit, cursor=cursor, of=("endpoints", tenant_id))
+
+
+def page_of_tasks(
+    tenant_id: int,
+    *,
+    limit: int,
+    cursor: str | None = None,
+    status: str | None = None,
+    endpoint_id: int | None = None,
+) -> Page:
+    """A tenant's tasks, the newest first; those of one status or one endpoint if so wanted."""
+    query = Task.listed(Task.tenant_id == tenant_id)
+    if status is not None:
+        query = query.where(Task.with_status(status))
+    if endpoint_id is not None:
+        query = query.where(Task.endpoint_id == endpoint_id)
+    of = ("tasks", tenant_id, status, endpoint_id)
+    return page(query, Task.id, limit=limit, cursor=cursor, of=of, newest_first=True)
+
+
+def page(
+    query: ModelSelect[Any],
+    key: Field[Any],
+    *,
+    limit: int,
+    cursor: str | None,
+    of: tuple[object, ...],
+    newest_first: bool = False,
+) -> Page:
+    """The first ``limit`` items of a query that is ordered by ``key``, or those behind a cursor.
+
+    ``of`` names the list and everything that narrows it: a cursor continues that very list, and is
+    an ``invalid_request`` for any other.
+    """
+    if cursor is not None:
+        last = _position(cursor, of)
+        query = query.where(key < last if newest_first else key > last)
+    items = list(query.limit(limit + 1))
+    if len(items) <= limit:
+        return Page(items, None)
+    return Page(items[:limit], _cursor(items[limit - 1].id, of))
+
+
+def _cursor(last_id: int, of: tuple[object, ...]) -> str:
+    """Opaque to clients: the last id, and a mark of the list it belongs to.
+
+    The mark catches mistakes and is no secret: whoever makes up a cursor gets a page of a list
+    that he may read anyway.
+    """
+    raw = last_id.to_bytes(_ID_BYTES, "big") + _mark(last_id, of)
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+def _position(cursor: str, of: tuple[object, ...]) -> int:
+    """The id in a cursor.
+
+    >>> _position(_cursor(4711, ("tasks", 7)), ("tasks", 7))
+    4711
+    >>> _position(_cursor(4711, ("tasks", 7)), ("tasks", 8))
+    Traceback (most recent call last):
+      ...
+    app.errors.Error: cursor: is not one of this list; take next_cursor from its last page, with \
+the same filters
+    """
+    try:
+        raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+    except ValueError:
+        raw = b""
+    last_id = int.from_bytes(raw[:_ID_BYTES], "big")
+    # Compared as a whole, since base64 can write the same bytes in several ways.
+    if len(raw) != _ID_BYTES + _MARK_BYTES or cursor != _cursor(last_id, of):
+        raise errors.invalid(
+            "cursor",
+            "is not one of this list; take next_cursor from its last page, with the same filters",
+        )
+    return last_id
+
+
+def _mark(last_id: int, of: tuple[object, ...]) -> bytes:
+    return hashlib.sha256(repr((last_id, *of)).encode()).digest()[:_MARK_BYTES]

@@ -1,0 +1,68 @@
+"""How much a tenant may ask for, counted in the database for all API processes together.
+
+Each count is an autocommit statement of its own, before the work: as a row lock inside the
+publishing transaction it would cost three quarters of the throughput (schema.sql, "rate_limits").
+"""
+
+from __future__ import annotations
+
+from app import errors
+from app.db import db
+from app.settings import Settings
+
+REGISTRATIONS_PER_MINUTE = 30
+REPLAYS_PER_MINUTE = 6
+# Published events: a bucket of this size, refilled at this rate; a batch costs its length.
+EVENTS_PER_SECOND = 1000
+
+
+class Limits:
+    """The limits of one instance. Each method counts one use, or raises ``rate_limited``."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._requests_per_second = settings.rate_limit
+
+    def request(self, tenant_id: int) -> None:
+        """Any request but a publish. Refused ones do not count, invalid ones do."""
+        _hit(tenant_id, "requests", self._requests_per_second, 1)
+
+    def registration(self, tenant_id: int) -> None:
+        """A request that makes us call a URL of the tenant's choice: it is asked to consent."""
+        _hit(tenant_id, "registrations", REGISTRATIONS_PER_MINUTE, 60)
+
+    def replay(self, tenant_id: int) -> None:
+        """The start of a replay."""
+        _hit(tenant_id, "replay starts", REPLAYS_PER_MINUTE, 60)
+
+    def publish(self, tenant_id: int, events: int = 1) -> None:
+        """Publishing so many events."""
+        wait = _asked(
+            "SELECT hookjetty.take_tokens(%s, %s, %s, %s)",
+            (f"events:{tenant_id}", events, EVENTS_PER_SECOND, EVENTS_PER_SECOND),
+        )
+        if wait is not None:
+            raise _too_many(f"{EVENTS_PER_SECOND:,} events per second", wait)
+
+
+def _hit(tenant_id: int, what: str, at_most: int, seconds: int) -> None:
+    wait = _asked(
+        "SELECT hookjetty.count_hit(%s, %s, %s * interval '1 second')",
+        (f"{what}:{tenant_id}", at_most, seconds),
+    )
+    if wait is not None:
+        per = "second" if seconds == 1 else f"{seconds} seconds"
+        raise _too_many(f"{at_most:,} {what} per {per}", wait)
+
+
+def _asked(sql: str, parameters: tuple[object, ...]) -> float | None:
+    """None: go on; otherwise the seconds until the same would be accepted."""
+    wait: float | None = db.execute_sql(sql, parameters).fetchone()[0]
+    return wait
+
+
+def _too_many(limit: str, wait_seconds: float) -> errors.Error:
+    return errors.Error(
+        "rate_limited",
+        f"more than {limit} of this tenant; try again after the time in Retry-After",
+        retry_after=wait_seconds,
+    )

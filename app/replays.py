@@ -1,0 +1,138 @@
+"""Replays: an endpoint's past events delivered again, from a watermark (tenant-api.md, Replay).
+
+What is written here is the request; a dispatcher's job walks the events and makes the tasks.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import NamedTuple
+
+from peewee import fn
+
+from app import errors
+from app.db import db
+from app.models import LARGEST_ID, Endpoint, Event, Replay, id_at, id_time, rfc3339, wake
+
+# RFC 3339, section 5.6. A leap second is its minute's end, which no clock of ours can name.
+_TIME = re.compile(
+    r"(\d{4}-\d\d-\d\d)[Tt]((?:[01]\d|2[0-3]):\d\d):(\d\d)(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII
+)
+_EVENT = re.compile(r"evt_([1-9][0-9]{0,15})")
+
+WATERMARKS = "must be a time such as 2025-10-05T06:00:00Z, an event's id (evt_…) or failing_since"
+
+
+class Started(NamedTuple):
+    """A replay that has begun, and what its requester should know about it."""
+
+    replay_id: int
+    message: str | None
+
+
+def start(tenant_id: int, endpoint_id: int, watermark: str) -> Started:
+    """Deliver to one endpoint again what happened from ``watermark`` to this moment.
+
+    The watermark is included. One that is older than what is kept starts at the oldest event;
+    one in the future is refused. ``version_conflict`` while another replay of the endpoint runs.
+    """
+    with db.atomic():
+        # A deletion waits for this transaction, and then finds and cancels what it began.
+        endpoint = Endpoint.get_of(tenant_id, endpoint_id, lock=True)
+        oldest, latest = _kept()
+        from_id = _watermark(endpoint, watermark, oldest, latest)
+        replay = _insert(endpoint, max(from_id, oldest), latest)
+        wake()
+    return Started(
+        replay.id,
+        f"the oldest events kept are of {rfc3339(id_time(oldest))}: the replay starts there"
+        if from_id < oldest
+        else None,
+    )
+
+
+def cancel(tenant_id: int, replay_id: int) -> Replay:
+    """Make no more tasks; those made already stay. ``version_conflict`` once it has finished."""
+    Replay.update(status="canceled", finished_at=fn.now()).where(
+        Replay.id == replay_id, Replay.tenant_id == tenant_id, Replay.status == "running"
+    ).execute()
+    replay = Replay.get_of(tenant_id, replay_id)
+    if replay.status == "finished":
+        raise errors.conflict(f"replay rpl_{replay_id} has finished already")
+    return replay
+
+
+def _kept() -> tuple[int, int]:
+    """The first id of the oldest events there can be, and the last one of this moment."""
+    row: tuple[int, int] = db.execute_sql(
+        """
+        SELECT coalesce(min(from_id), 0), hookjetty.id_at(clock_timestamp()) | 4095
+        FROM hookjetty.partitions WHERE parent = 'events' AND NOT detaching
+        """
+    ).fetchone()
+    return row
+
+
+def _watermark(endpoint: Endpoint, text: str, oldest: int, latest: int) -> int:
+    """The smallest event id that the watermark includes."""
+    if text == "failing_since":
+        if endpoint.failing_since is None:
+            raise errors.invalid(
+                "from", f"endpoint ep_{endpoint.id} is not failing; name a time or an event"
+            )
+        return id_at(endpoint.failing_since)
+    if text.startswith("evt_"):
+        return _event_watermark(endpoint.tenant_id, text, oldest)
+    from_id = id_at(_time(text))
+    if from_id > latest:
+        raise errors.invalid("from", f"is in the future; it is {rfc3339(id_time(latest))} now")
+    return from_id
+
+
+def _event_watermark(tenant_id: int, text: str, oldest: int) -> int:
+    found = _EVENT.fullmatch(text)
+    event_id = int(found[1]) if found else 0
+    if not 1 <= event_id <= LARGEST_ID:
+        raise errors.invalid("from", WATERMARKS)
+    if event_id >= oldest:
+        Event.get_of(tenant_id, event_id)
+    return event_id
+
+
+def _time(text: str) -> datetime:
+    """A moment in RFC 3339.
+
+    >>> _time("2016-12-31T23:59:60.5Z").isoformat()
+    '2016-12-31T23:59:59.500000+00:00'
+    """
+    found = _TIME.fullmatch(text)
+    if found is None:
+        raise errors.invalid("from", WATERMARKS)
+    day, minute, second, fraction, offset = found.groups()
+    second = "59" if second == "60" else second
+    fraction = (fraction or "")[:7]  # microseconds
+    try:
+        return datetime.fromisoformat(f"{day}T{minute}:{second}{fraction}{offset.upper()}")
+    except ValueError:
+        raise errors.invalid("from", WATERMARKS) from None
+
+
+def _insert(endpoint: Endpoint, from_id: int, upto_id: int) -> Replay:
+    rows = (
+        Replay.insert(
+            tenant_id=endpoint.tenant_id,
+            endpoint_id=endpoint.id,
+            status="running",
+            from_id=from_id,
+            upto_id=upto_id,
+            cursor_id=from_id - 1,
+        )
+        .on_conflict_ignore()  # schema.sql, replays_running: at most one of an endpoint
+        .returning(Replay)
+        .execute()
+    )
+    replay: Replay | None = next(iter(rows), None)
+    if replay is None:
+        raise errors.conflict(f"a replay of endpoint ep_{endpoint.id} is running already")
+    return replay

@@ -1,0 +1,55 @@
+"""``app.wsgi:create_app()``: the application that gunicorn serves. Wiring only."""
+
+from __future__ import annotations
+
+import logging
+
+from flask import Flask
+from peewee import PeeweeException
+
+from app import __version__, logs
+from app.blueprints import admin, ops
+from app.blueprints.common import Api, Service, install
+from app.blueprints.tenant import endpoints, events, replays, surface, tasks
+from app.db import db, is_away, open_database
+from app.settings import Settings, load
+
+log = logging.getLogger(__name__)
+
+
+def create_app(settings: Settings | None = None) -> Flask:
+    """The API on the given settings, or on those of this process's environment.
+
+    ``SettingsError`` or ``SchemaMismatch`` says what has to be set or run first. A database that
+    is away is no reason not to start: requests get ``dependency_down`` until it is there. Leaves
+    no connection open, so that the process may fork.
+    """
+    if settings is None:
+        settings = load()
+        logs.configure(settings)
+    app = Flask(__name__, static_folder=None)
+    app.config.update(
+        API_TITLE="Hookjetty",
+        API_VERSION=__version__,
+        OPENAPI_VERSION="3.1.0",
+    )
+    app.json.sort_keys = False  # type: ignore[attr-defined]  # of Flask's own provider
+    app.url_map.merge_slashes = False  # a redirect would be an answer outside of every dialect
+
+    service = app.extensions["hookjetty"] = Service.from_settings(settings)
+    install(app, [surface.dialect(), admin.dialect()])
+    api = Api(app)
+    for module in (admin, endpoints, events, tasks, replays, ops):
+        api.register_blueprint(module.blp)
+
+    open_database(settings.database_url or "", "hookjetty api")
+    try:
+        db.ready()
+        service.check_database()
+    except PeeweeException as error:
+        if not is_away(error):
+            raise
+        log.warning("the database is away, starting without it: %s", str(error).strip())
+    finally:
+        db.give_up()
+    return app
