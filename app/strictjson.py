@@ -231,12 +231,16 @@ def _check_storable(text: str, start: int, end: int) -> None:
 
 def _storable(text: str, start: int, end: int) -> int:
     """Where the first escape is that jsonb cannot store, or ``end``."""
-    return _storable_escapes.match(text, start, end).end()  # type: ignore[union-attr]  # likewise
+    for escape in _escapes.finditer(text, start, end):
+        if escape["lone"]:
+            return escape.start()
+    return end
 
 
 def _depth(text: str) -> int:
     """How deep the brackets outside of strings are nested; in C, some 20 us per KB."""
-    brackets = _string.sub(b"", text.encode()).translate(_STEP, delete=_NO_BRACKETS)
+    without_strings = _string.sub(b"", _escaped.sub(b"", text.encode()))
+    brackets = without_strings.translate(_STEP, delete=_NO_BRACKETS)
     return max(accumulate(memoryview(brackets).cast("b")), default=0)
 
 
@@ -244,16 +248,19 @@ _space = re.compile(r"[ \t\n\r]*")
 _colon = re.compile(r"[ \t\n\r]*:[ \t\n\r]*").match
 _comma_or_end = re.compile(r"[ \t\n\r]*([,}\]])[ \t\n\r]*").match
 
-_string = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+# No expression here repeats a group: greedily, that takes memory for every repetition, and
+# possessively, CPython before 3.11.5 gets it wrong (gh-106052).
+_escaped = re.compile(rb"\\.", re.DOTALL)
+_string = re.compile(rb'"[^"]*"')  # once what is escaped has gone
 _STEP = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[{]}"))
 
-# The longest start without an escape that jsonb cannot store: a surrogate comes in pairs, and
-# there is no NUL. Outside of strings JSON has no backslash.
-_storable_escapes = re.compile(
-    r"(?:[^\\]++"
-    r"|\\(?!u(?:0000|[dD][89a-fA-F]))."
-    r"|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})*+",
+# The escapes of a text, and among them those that jsonb cannot store: a surrogate comes in pairs,
+# and there is no NUL. Outside of strings JSON has no backslash.
+_escapes = re.compile(
+    r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+    r"|(?P<lone>\\u(?:0000|[dD][89a-fA-F][0-9a-fA-F]{2}))"
+    r"|\\.",
     re.DOTALL,
 )
 
@@ -272,11 +279,10 @@ def _first_problem(text: str, at: int, path: str) -> tuple[str, str]:
     containers: list[_Open] = []
     expected = "a value"
     for _ in range(_TOKENS_EXPLAINED):
-        token = _token(text, at)
-        kind = (token["mark"] or token.lastgroup) if token else None
-        if token is None or kind not in _EXPECTED[expected]:
+        kind, literal, end = _token(text, at)
+        if kind not in _EXPECTED[expected]:
             return _path(path, containers), _syntax_problem(text, at, expected)
-        at = token.end()
+        at = end
         problem = None
         if kind == "end":
             break
@@ -285,7 +291,7 @@ def _first_problem(text: str, at: int, path: str) -> tuple[str, str]:
         elif kind == ",":
             expected = containers[-1].turn_to_next()
         elif kind == "string" and expected.startswith("a key"):
-            problem = _string_problem(token[kind]) or containers[-1].turn_to(token[kind])
+            problem = _string_problem(literal) or containers[-1].turn_to(literal)
             expected = "a colon"
         elif kind in {"[", "{"}:
             containers.append(_Open(is_object=kind == "{"))
@@ -296,9 +302,9 @@ def _first_problem(text: str, at: int, path: str) -> tuple[str, str]:
             if kind in {"]", "}"}:
                 containers.pop()
             elif kind == "string":
-                problem = _string_problem(token[kind])
+                problem = _string_problem(literal)
             elif kind == "number":
-                problem = _number_problem(token[kind])
+                problem = _number_problem(literal)
             expected = containers[-1].after_member() if containers else "the end"
         if problem:
             return _path(path, containers), problem
@@ -370,9 +376,28 @@ def _syntax_problem(text: str, at: int, expected: str) -> str:
     return f"{expected} is expected at character {at + 1}, not {text[at]!a}"
 
 
+def _token(text: str, at: int) -> tuple[str, str, int]:
+    """The next token's kind (a mark is its own), its text, and where it ends."""
+    token = _token_start(text, at)
+    if not token:
+        return "", "", at
+    kind = token["mark"] or token.lastgroup or ""
+    if kind != "string":
+        return kind, token[token.lastgroup or 0], token.end()
+    start = token.start("string")
+    end = _after_good_string(text, start)
+    return (kind, text[start : end + 1], end + 1) if text.startswith('"', end) else ("", "", at)
+
+
 def _after_good_string(text: str, at: int) -> int:
-    """Where a string goes wrong that starts here."""
-    return _string_start.match(text, at).end()  # type: ignore[union-attr]  # a quote is here
+    """Where the string that starts here ends, before its last quote, or goes wrong."""
+    at += 1
+    while True:
+        at = _plain_characters.match(text, at).end()  # type: ignore[union-attr]  # none will do
+        escape = _good_escape(text, at)
+        if not escape:
+            return at
+        at = escape.end()
 
 
 def _string_problem(literal: str) -> str | None:
@@ -393,17 +418,18 @@ def _number_problem(literal: str) -> str | None:
     return None
 
 
-_token = re.compile(
-    r"""[ \t\n\r]*+(?:
-      (?P<string>"(?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+")
-    | (?P<number>-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?)
+_token_start = re.compile(
+    r"""[ \t\n\r]*(?:
+      (?P<string>")
+    | (?P<number>-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)
     | (?P<word>true|false|null)
     | (?P<mark>[\[\]{},:])
     | (?P<end>\Z)
     )""",
     re.VERBOSE,
 ).match
-_string_start = re.compile(r'"(?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+')
+_plain_characters = re.compile(r'[^"\\\x00-\x1f]*')
+_good_escape = re.compile(r'\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})').match
 _constant_word = re.compile(r"NaN|-?Infinity").match
 
 # What may come next, in the words of the message, and the tokens that are allowed there.

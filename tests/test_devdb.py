@@ -460,7 +460,8 @@ def test_a_server_that_somebody_started_by_hand_on_its_data_is_left_alone(var: P
         [postgres, "-D", database.data, "-c", "listen_addresses=", "-k", database._socket],
         **user, cwd="/", stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    wait_until((database.data / "postmaster.pid").exists)
+    its_pid = database.data / "postmaster.pid"
+    wait_until(lambda: its_pid.exists() and "ready" in its_pid.read_text())
     with pytest.raises(devdb.DevDatabaseError, match=rf"process {by_hand.pid}\) runs on"):
         database.start()
     assert by_hand.poll() is None
