@@ -248,8 +248,8 @@ _space = re.compile(r"[ \t\n\r]*")
 _colon = re.compile(r"[ \t\n\r]*:[ \t\n\r]*").match
 _comma_or_end = re.compile(r"[ \t\n\r]*([,}\]])[ \t\n\r]*").match
 
-# No expression here repeats a group: greedily, that takes memory for every repetition, and
-# possessively, CPython before 3.11.5 gets it wrong (gh-106052).
+# No expression here repeats a group without bound: greedily, that takes memory for every
+# repetition, and possessively, CPython before 3.11.5 gets it wrong (gh-106052).
 _escaped = re.compile(rb"\\.", re.DOTALL)
 _string = re.compile(rb'"[^"]*"')  # once what is escaped has gone
 _STEP = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
@@ -392,12 +392,9 @@ def _token(text: str, at: int) -> tuple[str, str, int]:
 def _after_good_string(text: str, at: int) -> int:
     """Where the string that starts here ends, before its last quote, or goes wrong."""
     at += 1
-    while True:
-        at = _plain_characters.match(text, at).end()  # type: ignore[union-attr]  # none will do
-        escape = _good_escape(text, at)
-        if not escape:
-            return at
-        at = escape.end()
+    while found := _good_piece(text, at):
+        at = found.end()
+    return at
 
 
 def _string_problem(literal: str) -> str | None:
@@ -428,8 +425,7 @@ _token_start = re.compile(
     )""",
     re.VERBOSE,
 ).match
-_plain_characters = re.compile(r'[^"\\\x00-\x1f]*')
-_good_escape = re.compile(r'\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})').match
+_good_piece = re.compile(r'(?:[^"\\\x00-\x1f]+|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})){1,1000}').match
 _constant_word = re.compile(r"NaN|-?Infinity").match
 
 # What may come next, in the words of the message, and the tokens that are allowed there.
