@@ -117,7 +117,7 @@ class Resolver:
         self._thread.join()
 
     def known(self, host: str, port: int, scheme: str) -> Answer | None:
-        """The answer if it takes no asking: addresses, localhost, /etc/hosts, cached names."""
+        """The answer if it takes no asking: cached names, addresses, localhost, /etc/hosts."""
         entry = self._cache.get(host)
         if entry is None or time.monotonic() >= entry.expires_at:
             addresses = self._addresses_at_hand(host)
@@ -153,6 +153,7 @@ class Resolver:
                     self._turn()
                 except Exception:
                     log.exception("the resolver met a defect; it goes on")
+                    time.sleep(0.01)
         finally:
             self._close()
 
@@ -173,7 +174,9 @@ class Resolver:
             heapq.heappop(self._timers)[2]()
 
     def _seconds_to_wait(self) -> float | None:
-        waits = [channel.seconds_to_timeout() for channel in self._channels()]
+        waits = []
+        if self._pending:
+            waits = [channel.seconds_to_timeout() for channel in self._channels()]
         if self._timers:
             waits.append(max(0.0, self._timers[0][0] - time.monotonic()))
         return min(waits, default=None)

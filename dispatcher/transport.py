@@ -239,7 +239,10 @@ class Transport:
         self._collect()
 
     def _start_all(self) -> None:
-        while self._resolved and self._active < self._in_flight:
+        while self._resolved:
+            # A name that leads nowhere needs no place in flight.
+            if self._active >= self._in_flight and self._resolved[0][1].failure is None:
+                break
             start, answer = self._resolved.popleft()
             self._send(start, answer, time.monotonic())
         while self._submitted and self._active < self._in_flight:
@@ -296,7 +299,7 @@ class Transport:
         try:
             transfer.begin(start, answer.addresses, now)
             self._multi.add_handle(transfer.curl)
-        except (ValueError, pycurl.error) as error:
+        except (TypeError, ValueError, pycurl.error) as error:
             self._idle.append(transfer)
             self._done(Outcome(request.tag, failure="unsendable", detail=str(error)))
             return
@@ -320,7 +323,11 @@ class Transport:
             self._multi.add_handle(transfer.curl)
             return
         self._active -= 1
-        outcome = transfer.outcome(code, message, now)
+        try:
+            outcome = transfer.outcome(code, message, now)
+        except Exception:
+            log.exception("a response could not be read")
+            outcome = Outcome(transfer.tag, failure="bad_response", detail="see the log")
         self._idle.append(transfer)
         self._done(outcome)
 
@@ -399,11 +406,14 @@ class Transport:
         """
         self._selector.unregister(fd)
         del self._watched[fd]
-        connection = socket.socket(fileno=fd)
+        try:
+            connection = socket.socket(fileno=fd)
+        except OSError:
+            return  # libcurl closed it in this very turn.
         try:
             self._retired_ports.add(connection.getsockname()[1])
         finally:
-            connection.detach()
+            connection.detach()  # It is libcurl's to close.
 
     def _forget_socket(self, fd: int) -> None:
         """A new socket has this number: what is known of it was another's, closed by libcurl."""
@@ -535,6 +545,11 @@ class _Transfer:
             self._pinned = False
         self._set_deadline(now)
 
+    @property
+    def tag(self) -> object:
+        """Whose request this is."""
+        return self._start.request.tag
+
     def begin_again(self, now: float) -> None:
         """Prepare the handle once more, for another connection.
 
@@ -548,7 +563,7 @@ class _Transfer:
     def outcome(self, code: int, message: str, now: float) -> Outcome:
         """What came of it. ``code`` is libcurl's, 0 if it saw the end of the response."""
         curl, start = self.curl, self._start
-        outcome = Outcome(start.request.tag, total_us=start.microseconds_until(now))
+        outcome = Outcome(self.tag, total_us=start.microseconds_until(now))
         outcome.resent = self._sends > 1
         outcome.address = self._address()
         self._note_times(outcome)
@@ -617,10 +632,8 @@ class _Transfer:
         getinfo, begun_us = self.curl.getinfo, self._begun_us
         outcome.resolve_us = begun_us if self._addresses else None
         if self._opened:
-            connected, encrypted = (
-                getinfo(pycurl.CONNECT_TIME_T),
-                getinfo(pycurl.APPCONNECT_TIME_T),
-            )
+            connected = getinfo(pycurl.CONNECT_TIME_T)
+            encrypted = getinfo(pycurl.APPCONNECT_TIME_T)
             outcome.connect_us = begun_us + connected if connected else None
             outcome.tls_us = begun_us + encrypted if encrypted else None
         if self._head:

@@ -64,14 +64,14 @@ def ask_one(resolver, host, **options):
 
 def test_all_allowed_addresses_are_handed_out_ipv4_before_ipv6(no_hosts):
     def zone(_name, _kind):
-        return ["2606:4700::1111", "1.1.1.1", "2606:4700::2222", "1.0.0.1"]
+        return ["2606:4700::1111", "104.16.132.229", "2606::1", "1.0.0.1"]
 
     with resolving(zone, no_hosts) as (_, resolver):
         assert ask_one(resolver, "a.test").addresses == (
-            "1.1.1.1",
+            "104.16.132.229",
             "1.0.0.1",
             "2606:4700::1111",
-            "2606:4700::2222",
+            "2606::1",
         )
 
 
@@ -124,6 +124,26 @@ def test_a_name_without_addresses_is_a_dns_failure_at_once(no_hosts, reply):
         [(answer, seconds)] = ask(resolver, "nowhere.test")
         assert answer.failure == "dns" and answer.detail
         assert seconds < 2
+
+
+def test_a_name_that_does_not_exist_has_no_other_family_to_wait_for(no_hosts):
+    with resolving(lambda _, kind: NXDOMAIN if kind == A else Silence, no_hosts) as (_, resolver):
+        [(answer, seconds)] = ask(resolver, "nowhere.test")
+        assert answer.failure == "dns" and seconds < 1
+
+
+def test_a_question_that_was_lost_is_asked_again(no_hosts):
+    lost = set()
+
+    def zone(_name, kind):
+        if kind not in lost:
+            lost.add(kind)
+            return Silence
+        return ["1.1.1.1"]
+
+    with resolving(zone, no_hosts) as (_, resolver):
+        [(answer, seconds)] = ask(resolver, "lossy.test")
+        assert answer.addresses == ("1.1.1.1",) and seconds < 4.5
 
 
 def test_one_family_failing_does_not_spoil_the_other(no_hosts):
