@@ -8,11 +8,13 @@ recorded); a second one stops at once, and the leases of what was under way end 
 from __future__ import annotations
 
 import os
+import resource
 import select
 import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -46,6 +48,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     logs.configure(settings)
+    _take_room()
     stop = _stop_on_signals()
     threading.excepthook = _die
     database.open_database(settings.database_direct_url or "", "hookjetty dispatcher")
@@ -226,6 +229,19 @@ def _when_database_is_there(stop: threading.Event, work: Callable[[], int]) -> i
             log.warning("database_away", work="start", error=str(error).strip())
             stop.wait(POLL_SECONDS)
     return None
+
+
+def _take_room() -> None:
+    """Let this process have the descriptors it may have, and its threads take turns often.
+
+    By default a thread that computes keeps the interpreter for 5 ms while others wait, and the
+    transport answers its sockets late: with another thread busy half of the time it made 7,000
+    requests a second, and 12,400 with half a millisecond.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # some systems allow less than they say
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    sys.setswitchinterval(0.0005)
 
 
 def _die(thread: threading.ExceptHookArgs) -> None:
