@@ -130,6 +130,9 @@ CREATE UNIQUE INDEX IF NOT EXISTS endpoints_by_url
 -- publish_event's fan-out, and both surfaces' lists.
 CREATE INDEX IF NOT EXISTS endpoints_by_tenant
     ON hookjetty.endpoints (tenant_id, id) WHERE status <> 'deleted';
+-- An event's tasks are found by its tenant's endpoints, those deleted since included.
+CREATE INDEX IF NOT EXISTS endpoints_deleted
+    ON hookjetty.endpoints (tenant_id, updated_at) WHERE status = 'deleted';
 -- The handshake job: which challenges are due.
 CREATE INDEX IF NOT EXISTS endpoints_handshake
     ON hookjetty.endpoints (handshake_at) WHERE handshake_at IS NOT NULL;

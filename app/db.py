@@ -275,8 +275,9 @@ def claim_secret_keys(fingerprints: Sequence[str]) -> None:
 
 
 def _hung_up(connection: Any) -> bool:
-    if connection.closed:
+    try:
+        poll = select.poll()
+        poll.register(connection.fileno(), select.POLLIN | select.POLLHUP | select.POLLERR)
+        return bool(poll.poll(0))
+    except psycopg2.Error:  # closed on our side
         return True
-    poll = select.poll()
-    poll.register(connection.fileno(), select.POLLIN | select.POLLHUP | select.POLLERR)
-    return bool(poll.poll(0))

@@ -39,7 +39,7 @@ def page_of_tasks(
     """A tenant's tasks, the newest first; those of one status or one endpoint if so wanted."""
     query = Task.listed(Task.tenant_id == tenant_id)
     if status is not None:
-        query = query.where(Task.with_status(status))
+        query = query.where(Task.with_status(tenant_id, status))
     if endpoint_id is not None:
         query = query.where(Task.endpoint_id == endpoint_id)
     of = ("tasks", tenant_id, status, endpoint_id)

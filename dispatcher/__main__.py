@@ -18,6 +18,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
+import psycopg2
 import structlog
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.jobstores.base import JobLookupError
@@ -210,7 +211,7 @@ def _listen(engine: Engine, scheduler: BackgroundScheduler, stop: threading.Even
                     if "jobs" in heard:
                         for name in _WOKEN_JOBS:
                             bring_forward(scheduler, name)
-        except PeeweeException as error:
+        except (PeeweeException, psycopg2.Error) as error:
             db.give_up()
             log.warning("database_away", work="listen", error=str(error).strip())
             stop.wait(POLL_SECONDS)

@@ -215,8 +215,9 @@ class Engine:
             sending = Sending(task, self._clock.now())
             try:
                 requests.append(self._request(sending))
-            except (UnreadableSecret, ValueError) as error:
-                log.error("task_unsendable", task=f"task_{task.task_id}", error=str(error))
+            except Exception as error:
+                # Whatever is wrong with this row, it must not take its neighbours with it.
+                log.exception("task_unsendable", task=f"task_{task.task_id}", error=str(error))
                 self.done(Outcome(tag=sending, status_code=None, failure="unsendable"))
         if requests:
             self._transport.submit_many(requests)
@@ -288,8 +289,13 @@ class Engine:
         while self.in_flight or not self._stopping.is_set():
             self._to_record.wait()
             self._to_record.clear()
-            while batch := self._next_batch():
-                self._record(batch)
+            self._record_finished()
+        # An answer may have come between the last look and the decision that there is none.
+        self._record_finished()
+
+    def _record_finished(self) -> None:
+        while batch := self._next_batch():
+            self._record(batch)
 
     def _next_batch(self) -> list[Result]:
         """What has finished while the last batch was being recorded: under load, many at once."""
@@ -386,8 +392,14 @@ def event_body(event_id: int, event_type: str, data: str) -> bytes:
 
 @lru_cache(maxsize=10_000)
 def signer_for(vault: Vault, stored: tuple[str, ...], tenant_id: int) -> Signer:
-    """Decrypting costs ten times what signing does, so the keys of busy endpoints are kept."""
-    return Signer([vault.decrypt(secret, tenant_id) for secret in stored])
+    """Decrypting costs ten times what signing does, so the keys of busy endpoints are kept.
+
+    ``UnreadableSecret`` when what is stored is not a secret of this tenant's.
+    """
+    try:
+        return Signer([vault.decrypt(secret, tenant_id) for secret in stored])
+    except ValueError as error:
+        raise UnreadableSecret(f"what is stored is no secret: {error}") from error
 
 
 def _lost_database(work: str, error: PeeweeException) -> None:

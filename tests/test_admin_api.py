@@ -439,7 +439,8 @@ class TestListTasks:
         publish()
         for status, shown in (("paused", "waiting"), ("deleted", "canceled")):
             db.execute_sql(
-                "UPDATE hookjetty.endpoints SET status = %s WHERE id = %s", (status, endpoint)
+                "UPDATE hookjetty.endpoints SET status = %s, settling = true WHERE id = %s",
+                (status, endpoint),
             )
             (item,) = data_of(admin.get("/tasks?tenant_id=7"))
             assert (item["status"], item["next_try_at"]) == (shown, "")

@@ -182,7 +182,7 @@ def test_a_defect_is_a_500_that_tells_nothing_and_is_logged_whole(
 
 
 def test_an_error_of_postgresql_itself_is_a_500_that_tells_nothing(owner, monkeypatch):
-    monkeypatch.setattr(Task, "with_status", lambda _: psycopg2.extensions.AsIs("no_such_column"))
+    monkeypatch.setattr(Task, "with_status", lambda *_: psycopg2.extensions.AsIs("no_such_column"))
     answer = owner.get("/tasks?status=failed")
     check_shape(answer, TENANT_PREFIX, 500)
     assert "no_such_column" not in answer.text

@@ -181,6 +181,7 @@ class StrictParser(FlaskParser):
     What to do about unknown names is for the schema to say, wherever they come from.
     """
 
+    DEFAULT_VALIDATION_STATUS = 400
     DEFAULT_UNKNOWN_BY_LOCATION = dict.fromkeys(FlaskParser.DEFAULT_UNKNOWN_BY_LOCATION)
 
     def load_json(self, req: Any, schema: Schema) -> Any:
@@ -304,12 +305,13 @@ def link_to_next(next_cursor: str | None) -> dict[str, str]:
 
 def with_text(answer: Mapping[str, Any], name: str, text: str) -> Response:
     """An answer with one more member, whose value is JSON text that must stay as it is."""
-    head = _json(answer).removesuffix("}")
-    return Response(f'{head},"{name}":{text}}}', mimetype="application/json")
+    head = _json(answer).removesuffix("}\n")
+    return Response(f'{head},"{name}":{text}}}\n', mimetype="application/json")
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"))
+    """As flask-smorest's answers are: without spaces, and with a line's end for those who curl."""
+    return json.dumps(value, separators=(",", ":")) + "\n"
 
 
 # --------------------------------------------------------------------------------- errors
@@ -367,30 +369,28 @@ def _take_request_id() -> None:
 
 
 def _finish(response: Response) -> Response:
-    if not _is_body_over():
-        response.headers["Connection"] = "close"
+    _discard_rest_of_body()
     response.headers["X-Request-Id"] = g.request_id
     response.headers.setdefault("Cache-Control", "no-store")
     response.headers["X-Content-Type-Options"] = "nosniff"
     return response
 
 
-def _is_body_over() -> bool:
-    """Read what is left of a body that nobody wanted, within bounds; whether that was all.
+def _discard_rest_of_body() -> None:
+    """Read what is left of a body that nobody wanted, within bounds.
 
-    Otherwise the server would close the connection on the client that is still sending, which then
-    sees a reset instead of the answer. Gunicorn itself reads on for 64 KiB.
+    Otherwise the server closes the connection on a client that is still sending, which then sees a
+    reset instead of the answer. Gunicorn reads on for 64 KiB by itself.
     """
-    rest = request.environ["wsgi.input"]
     if not request.environ.get("wsgi.input_terminated"):
-        return True  # a server of which we cannot know where the body ends
+        return  # a server that does not tell where the body ends
+    rest = request.environ["wsgi.input"]
     for _ in range(MOST_DISCARDED_BYTES // DISCARDED_AT_A_TIME):
         try:
             if not rest.read(DISCARDED_AT_A_TIME):
-                return True
+                return
         except Exception:  # noqa: BLE001 - as in body()
-            return False
-    return False
+            return
 
 
 def _answer_error(raised: Exception) -> Response:
