@@ -1,0 +1,283 @@
+"""Receivers that are away, hang, lie or pour: an attempt with its failure word, and nobody else
+notices. Real dispatchers, real sockets.
+"""
+
+from __future__ import annotations
+
+import gzip
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from app.db import db
+from tests import hostile
+from tests.acceptance.receiver import RecordingReceiver
+from tests.dispatching import Dispatchers, add_endpoint, all_done, count, wait_until
+from tests.factories import attempt_rows, publish, rows, task_rows
+from tests.hostile import NameServer, Receiver, Silence
+
+pytestmark = pytest.mark.usefixtures("database")
+
+HEALTHY, BAD = 7, 8  # the tenants
+
+# After the first try nothing happens for long, so what is on the books is about that try.
+ONE_TRY = {"TIMEOUT_SECONDS": "1", "CONNECT_TIMEOUT_SECONDS": "1", "RETRY_SCHEDULE": "0,1h"}
+
+
+# ------------------------------------------------------------------------------- slow neighbours
+
+
+def test_ten_endpoints_on_a_silent_name_server_slow_nobody(
+    database: str, receiver: RecordingReceiver
+) -> None:
+    """Nor do they slow a healthy endpoint whose name the same server knows."""
+
+    def zone(name: str, query_type: int) -> hostile.Reply:
+        if name.endswith(".silent.test"):
+            return Silence
+        return ["127.0.0.1"] if query_type == hostile.A else []
+
+    with NameServer(zone) as names:
+        with Dispatchers(database, NAMESERVERS=names.address):
+            for number in range(10):
+                add_endpoint(BAD, receiver.url(host=f"{number}.silent.test"))
+            add_endpoint(HEALTHY, receiver.url("/by-address"))
+            add_endpoint(HEALTHY, receiver.url("/by-name", host="loud.test"))
+            for _ in range(30):
+                publish(BAD)
+            wait_until(lambda: len(names.asked) == 10)
+            assert seconds_to_deliver(receiver, 60) < 2
+            # The silent ones are tried and fail within the 5 s that a name may take.
+            wait_until(lambda: count("attempts WHERE failure = 'dns'") >= 200, 10)
+    assert {row["failure"] for row in attempt_rows(f"tenant_id = {BAD}")} == {"dns"}
+
+
+def test_a_hanging_endpoint_with_100_events_slows_nobody(
+    database: str, receiver: RecordingReceiver
+) -> None:
+    with Receiver(hostile.hang) as hanging:
+        with Dispatchers(database, TIMEOUT_SECONDS="5"):
+            add_endpoint(BAD, hanging.url())
+            for number in range(2):
+                add_endpoint(HEALTHY, receiver.url(f"/{number}"))
+            for _ in range(100):
+                publish(BAD)
+            wait_until(lambda: hanging.connections == 20)  # its slots
+            assert seconds_to_deliver(receiver, 60) < 2
+            assert hanging.connections == 20
+            wait_until(lambda: hanging.connections == 40, 10)
+            assert seconds_to_deliver(receiver, 60) < 2
+    timeouts = attempt_rows("failure = 'timeout'")
+    assert len(timeouts) >= 20
+    assert all(5_000_000 <= row["total_us"] < 6_000_000 for row in timeouts)
+
+
+def seconds_to_deliver(receiver: RecordingReceiver, requests: int) -> float:
+    """How long 30 events of the healthy tenant take to arrive at its two endpoints."""
+    before, started_at = len(receiver.seen), time.monotonic()
+    for _ in range(30):
+        publish(HEALTHY)
+    wait_until(lambda: len(receiver.seen) == before + requests)
+    return time.monotonic() - started_at
+
+
+# ------------------------------------------------------------------------------- what they answer
+
+
+def test_410_disables_the_endpoint_and_its_tasks_wait(
+    database: str, receiver: RecordingReceiver
+) -> None:
+    """Other endpoints of the same tenant go on; registering it again would let them go on too."""
+    with Dispatchers(database, **ONE_TRY):
+        gone = add_endpoint(BAD, receiver.url("/gone", status=410, times=1))
+        add_endpoint(BAD, receiver.url("/here"))
+        publish(BAD)
+        wait_until(lambda: count("endpoints WHERE status = 'disabled'"))
+        publish(BAD)
+        wait_until(lambda: len(receiver.at("/here")) == 2)
+        wait_until(lambda: not count("endpoints WHERE settling"))
+        assert [row["status"] for row in task_rows(f"endpoint_id = {gone}")] == ["waiting"] * 2
+        assert len(receiver.at("/gone")) == 1
+        db.execute_sql(
+            "UPDATE hookjetty.endpoints SET status = 'active', reason = NULL, settling = true"
+            " WHERE id = %s",
+            (gone,),
+        )
+        wait_until(all_done)
+    first, *others = receiver.at("/gone")
+    assert len(others) == 2
+    assert first.event in {request.event for request in others}
+    assert {row["status"] for row in task_rows()} == {"delivered"}
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_retry_after_holds_the_endpoint_and_is_then_the_next_try(
+    database: str, receiver: RecordingReceiver, status: int
+) -> None:
+    """The schedule would say an hour; and a second event does not pass the hold."""
+    with Dispatchers(database, **ONE_TRY):
+        endpoint = add_endpoint(BAD, receiver.url(status=status, times=1, retry_after=2))
+        publish(BAD)
+        wait_until(lambda: count("tasks WHERE status = 'retry'"))
+        publish(BAD)
+        wait_until(all_done, 10)
+    refused, *accepted = receiver.seen
+    assert len(accepted) == 2
+    # A dispatcher's idea of the database's time is late by what the answer took to arrive.
+    assert all(1.9 <= request.at - refused.at < 4 for request in accepted)
+    (attempt,) = attempt_rows(f"status_code = {status}")
+    (row,) = rows(
+        db.execute_sql("SELECT hold_until FROM hookjetty.endpoints WHERE id = %s", (endpoint,))
+    )
+    held = row["hold_until"] - attempt["started_at"]
+    assert timedelta(seconds=2) <= held < timedelta(seconds=3)
+
+
+@pytest.mark.parametrize("status", [300, 301, 302, 303, 307, 308])
+def test_a_redirect_is_a_failure_and_is_not_followed(
+    database: str, receiver: RecordingReceiver, status: int
+) -> None:
+    head = f"HTTP/1.1 {status} Over There\r\nLocation: {receiver.url()}\r\n"
+    refresh = f"Refresh: 0; url={receiver.url()}\r\nContent-Length: 0\r\n\r\n"
+    with Receiver(hostile.answer((head + refresh).encode())) as redirecting:
+        with Dispatchers(database, **ONE_TRY):
+            add_endpoint(BAD, redirecting.url())
+            publish(BAD)
+            wait_until(attempt_rows)
+    (attempt,) = attempt_rows()
+    assert (attempt["failure"], attempt["status_code"]) == ("redirect", status)
+    assert task_rows()[0]["status"] == "retry"
+    assert not receiver.seen
+
+
+# ---------------------------------------------------------------------------------- what they do
+
+MEBIBYTE = b"x" * 2**20
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+def pouring_gibibyte() -> Iterator[bytes]:
+    return (MEBIBYTE for _ in range(1024))
+
+
+def close_at_once(connection: socket.socket) -> None:
+    hostile.read_request(connection)
+
+
+def reset_unanswered(connection: socket.socket) -> None:
+    hostile.read_request(connection)
+    hostile.reset(connection)
+
+
+# What each does, and what the attempt says: the failure word and the status.
+BEHAVIOURS = {
+    "hangs": (hostile.hang, "timeout", None),
+    "drips its status line": (hostile.drip(b"HTTP/1.1 2", b"0"), "timeout", None),
+    "drips headers": (hostile.drip(OK, b"X-Drip: 1\r\n"), "timeout", None),
+    "says 100 for ever": (hostile.drip(b"", b"HTTP/1.1 100 Continue\r\n\r\n"), "timeout", None),
+    "drips a body after a 500": (
+        hostile.drip(b"HTTP/1.1 500 No\r\n\r\n", b"x"),
+        "http_5xx",
+        500,
+    ),
+    "drips a body after a 200": (hostile.drip(OK + b"\r\n", b"x"), None, 200),
+    "pours a GiB after a 200": (
+        hostile.pour(OK + b"Content-Length: 1073741824\r\n\r\n", pouring_gibibyte()),
+        None,
+        200,
+    ),
+    "pours a GiB after a 500": (
+        hostile.pour(b"HTTP/1.1 500 No\r\n\r\n", pouring_gibibyte()),
+        "http_5xx",
+        500,
+    ),
+    "pours headers": (
+        hostile.pour(OK, (b"X-%d: %s\r\n" % (n, b"y" * 4000) for n in range(10_000))),
+        "too_large",
+        None,
+    ),
+    "sends a gzip bomb": (
+        hostile.answer_and_close(
+            OK + b"Content-Encoding: gzip\r\n\r\n" + gzip.compress(bytes(10 * 2**20))
+        ),
+        None,
+        200,
+    ),
+    "sends NULs and broken UTF-8": (
+        hostile.answer_and_close(
+            b"HTTP/1.1 500 \xff\r\nX-Odd: \xc3(\r\nContent-Length: 9\r\n\r\n"
+            b"\x00\xff\xfe\xed\xa0\x80 \x00\x00"
+        ),
+        "http_5xx",
+        500,
+    ),
+    "speaks something else": (
+        hostile.answer_and_close(b"SSH-2.0-OpenSSH_9.2\r\n"),
+        "bad_response",
+        None,
+    ),
+    "closes unanswered": (close_at_once, "reset", None),
+    "resets": (reset_unanswered, "reset", None),
+    "refuses": (hostile.answer(b"HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n"), "http_4xx", 404),
+}
+
+
+def test_whatever_a_receiver_does_is_an_attempt_with_its_word_and_the_next_task_goes_on(
+    database: str, receiver: RecordingReceiver
+) -> None:
+    """Five events for each; the deadline is a second, and memory stays flat."""
+    with ExitStack() as stack:
+        live = stack.enter_context(Dispatchers(database, **ONE_TRY))
+        expected = {}
+        for number, (behave, failure, status) in enumerate(BEHAVIOURS.values()):
+            bad = stack.enter_context(Receiver(behave))
+            endpoint = add_endpoint(BAD, bad.url(f"/{number}"))
+            expected[endpoint] = (failure, status)
+        nobody = add_endpoint(BAD, "http://127.0.0.1:9/")
+        expected[nobody] = ("connect", None)
+        forbidden = add_endpoint(BAD, "http://10.0.0.1/")
+        expected[forbidden] = ("blocked_address", None)
+        add_endpoint(HEALTHY, receiver.url())
+
+        publish(HEALTHY)
+        wait_until(lambda: receiver.seen)
+        memory = resident_bytes(live.dispatchers[0].pid)
+        for _ in range(5):
+            publish(BAD)
+        wait_until(lambda: count(f"attempts WHERE tenant_id = {BAD}") == 5 * len(expected), 10)
+        grown = resident_bytes(live.dispatchers[0].pid) - memory
+        assert grown < 32 * 2**20
+        publish(HEALTHY)
+        wait_until(lambda: len(receiver.seen) == 2, 2)
+        assert live.dispatchers[0].poll() is None
+
+    names = dict(zip(expected, [*BEHAVIOURS, "nobody there", "private"], strict=True))
+    found: dict[str, set[object]] = {}
+    for row in attempt_rows(f"tenant_id = {BAD}"):
+        words = (row["failure"], row["status_code"])
+        found.setdefault(names[row["endpoint_id"]], set()).add(words)
+        assert row["total_us"] < 2_000_000
+        assert len(row["response_body"] or "") <= 16 * 1024
+    assert found == {names[endpoint]: {words} for endpoint, words in expected.items()}
+    for row in task_rows(f"tenant_id = {BAD}"):
+        failure, _ = expected[row["endpoint_id"]]
+        assert (row["status"], row["failure"]) == (
+            ("delivered", None) if failure is None else ("retry", failure)
+        )
+    odd = next(
+        endpoint for endpoint, name in names.items() if name == "sends NULs and broken UTF-8"
+    )
+    for row in attempt_rows(f"endpoint_id = {odd}"):
+        assert "\0" not in row["response_body"]
+        assert "\ufffd" in row["response_body"]
+
+
+def resident_bytes(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    kibibytes = next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS:"))
+    return int(kibibytes) * 1024

@@ -1,0 +1,407 @@
+"""claim -> send -> decide -> record, in this process: what is sent, and what nothing can stop."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter, deque
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from urllib.parse import urlsplit
+
+import pytest
+import standardwebhooks
+from structlog.testing import capture_logs
+
+from app import __version__
+from app.db import db
+from dispatcher.engine import Sending
+from dispatcher.record import Result
+from dispatcher.retry import Delivered
+from dispatcher.transport import Outcome
+from tests.dispatching import (
+    SECRET,
+    Parts,
+    add_endpoint,
+    all_done,
+    count,
+    execute,
+    parse_request,
+    running_engine,
+    running_parts,
+    sealed,
+    wait_until,
+)
+from tests.factories import attempt_rows, claim, make_endpoint, publish, task_rows
+from tests.hostile import OK, Receiver, answer, hang
+
+pytestmark = pytest.mark.usefixtures("database")
+
+NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
+OLD_SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
+
+
+# -------------------------------------------------------------------------------- what is sent
+
+
+def test_a_delivery_is_a_signed_post_of_the_event_as_it_came_in():
+    seen: list[bytes] = []
+    text = '{"big": 12345678901234567890.10, "text": "\\u00e4 ä \\/", "n" : 1e40}'
+    with Receiver(answer(OK, seen=seen)) as receiver:
+        add_endpoint(7, receiver.url("/hook?a=1"))
+        with running_engine():
+            event, _ = db.execute_sql(
+                "SELECT * FROM hookjetty.publish_event(7, 'export.done', %s)", (text,)
+            ).fetchone()
+            wait_until(all_done)
+    (request,) = seen
+    line, headers, body = parse_request(request)
+    assert line == "POST /hook?a=1 HTTP/1.1"
+    assert headers["host"] == f"127.0.0.1:{receiver.port}"
+    assert headers["content-type"] == "application/json"
+    assert headers["user-agent"] == f"Hookjetty/{__version__}"
+    assert headers["webhook-id"] == f"evt_{event}"
+    assert headers["webhook-attempt"] == "1"
+    assert "webhook-replay" not in headers
+    assert standardwebhooks.Webhook(SECRET).verify(body, headers)["type"] == "export.done"
+    assert body.decode().endswith(f',"data":{text}}}')
+    parsed_body = json.loads(body)
+    assert list(parsed_body) == ["id", "type", "timestamp", "data"]
+    published_at = datetime.fromisoformat(parsed_body["timestamp"])
+    assert abs(published_at - datetime.now(UTC)) < timedelta(seconds=30)
+
+
+def test_every_try_has_the_same_id_and_body_its_own_number_and_a_signature_of_its_time():
+    seen: list[bytes] = []
+    with Receiver(answer(NOT_FOUND, seen=seen)) as receiver:
+        add_endpoint(7, receiver.url())
+        publish()
+        with running_engine(RETRY_SCHEDULE="0,1s,1s", RETRY_JITTER="0"):
+            wait_until(all_done)
+    requests = [parse_request(request) for request in seen]
+    assert len({body for _, _, body in requests}) == 1
+    assert len({headers["webhook-id"] for _, headers, _ in requests}) == 1
+    assert [headers["webhook-attempt"] for _, headers, _ in requests] == ["1", "2", "3"]
+    assert len({headers["webhook-timestamp"] for _, headers, _ in requests}) == 3
+    for _, headers, body in requests:
+        standardwebhooks.Webhook(SECRET).verify(body, headers)
+    (task,) = task_rows()
+    assert (task["status"], task["failure"], task["tries"]) == ("failed", "http_4xx", 3)
+    times = [row["started_at"] for row in attempt_rows()]
+    waits = [(later - earlier).total_seconds() for earlier, later in pairwise(times)]
+    assert all(0.99 <= wait < 2 for wait in waits), waits
+
+
+def test_while_a_secret_rotates_old_and_new_verify_and_a_retired_one_does_not():
+    seen: list[bytes] = []
+    overlap = [
+        {"secret": sealed(OLD_SECRET, 7), "until": "2999-01-01T00:00:00.000Z"},
+        {"secret": sealed("an ancient secret", 7), "until": "2020-01-01T00:00:00.000Z"},
+    ]
+    with Receiver(answer(OK, seen=seen)) as receiver:
+        add_endpoint(7, receiver.url(), retired_secrets=json.dumps(overlap))
+        publish()
+        with running_engine():
+            wait_until(all_done)
+    _, headers, body = parse_request(seen[0])
+    assert len(headers["webhook-signature"].split(" ")) == 2
+    standardwebhooks.Webhook(SECRET).verify(body, headers)
+    standardwebhooks.Webhook(OLD_SECRET).verify(body, headers)
+
+
+def test_a_replayed_delivery_says_so():
+    seen: list[bytes] = []
+    with Receiver(answer(OK, seen=seen)) as receiver:
+        add_endpoint(7, receiver.url())
+        publish()
+        db.execute_sql("UPDATE hookjetty.tasks SET lane = 1, replay_id = 12")
+        with running_engine():
+            wait_until(all_done)
+    assert parse_request(seen[0])[1]["webhook-replay"] == "rpl_12"
+
+
+def test_an_attempts_times_are_the_databases():
+    """Hosts' clocks may differ; what is stored and signed must not."""
+    with Receiver(answer(OK)) as receiver:
+        add_endpoint(7, receiver.url())
+        with running_engine():
+            (before,) = db.execute_sql("SELECT clock_timestamp()").fetchone()
+            publish()
+            wait_until(all_done)
+            (after,) = db.execute_sql("SELECT clock_timestamp()").fetchone()
+    (attempt,) = attempt_rows()
+    assert before <= attempt["started_at"] <= after
+
+
+# ------------------------------------------------------------------------ what cannot be delivered
+
+
+@pytest.mark.parametrize(
+    "poison",
+    [
+        {"secret": "what no key of ours has encrypted"},
+        {"secret": sealed(SECRET, 8)},
+        {"secret": sealed("short", 7)},
+        {"retired_secrets": '[{"secret": "nonsense", "until": "2999-01-01T00:00:00.000Z"}]'},
+        {"retired_secrets": '[{"secret": "x", "until": "some day"}]'},
+        {"retired_secrets": '[{"secret": "x", "until": "2999-01-01T00:00:00"}]'},
+        {"retired_secrets": '[{"secret": "x"}]'},
+        {"retired_secrets": '["x"]'},
+        {"retired_secrets": "7"},
+    ],
+    ids=[
+        "a secret that does not decrypt",
+        "a secret of another tenant",
+        "a secret that is none",
+        "a retired secret that does not decrypt",
+        "a retired secret until some day",
+        "a retired secret without a time zone",
+        "a retired secret without an end",
+        "a retired secret that is a string",
+        "retired secrets that are a number",
+    ],
+)
+def test_what_cannot_be_signed_ends_and_its_neighbours_are_delivered(poison):
+    """Rows that our own code does not write, but somebody with access to the database may."""
+    with Receiver(answer(OK)) as receiver:
+        columns = {"secret": sealed(SECRET, 7)} | poison
+        bad = make_endpoint(7, receiver.url("/bad"), **columns)
+        good = add_endpoint(7, receiver.url("/good"))
+        with running_engine(RETRY_SCHEDULE="0,0.2s", RETRY_JITTER="0"):
+            for _ in range(3):
+                publish()
+            wait_until(all_done, 5)
+    assert ends_of(good) == [("delivered", None)] * 3
+    assert ends_of(bad) == [("failed", "unsendable")] * 3
+    # No hot loop: one attempt for each step of the schedule.
+    assert [row["try"] for row in attempt_rows(f"endpoint_id = {bad}")] == [1, 2] * 3
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "hook",
+        "ftp://127.0.0.1/",
+        "http://127.0.0.1:99999/",
+        "http://127.0.0.1:0/",
+        "http://127.0.0.1/\r\nX-Injected: yes",
+        "http://user:password@127.0.0.1/",
+        "http://[::1/",
+        "http://10.0.0.1/",
+        "http://" + "a" * 64 + ".test/",
+    ],
+)
+def test_a_stored_url_that_may_not_be_called_ends_and_its_neighbours_are_delivered(url):
+    with Receiver(answer(OK)) as receiver:
+        bad, good = add_endpoint(7, "https://example.com/"), add_endpoint(7, receiver.url())
+        db.execute_sql("UPDATE hookjetty.endpoints SET url_key = %s WHERE id = %s", (url, bad))
+        with running_engine(RETRY_SCHEDULE="0,0.2s", RETRY_JITTER="0"):
+            publish()
+            wait_until(all_done, 5)
+    assert ends_of(good) == [("delivered", None)]
+    assert ends_of(bad) == [("failed", "blocked_address")]
+    assert [row["try"] for row in attempt_rows(f"endpoint_id = {bad}")] == [1, 2]
+
+
+def test_a_task_whose_event_is_gone_ends_unsent_and_its_neighbours_are_delivered():
+    seen: list[bytes] = []
+    with Receiver(answer(OK, seen=seen)) as receiver:
+        add_endpoint(7, receiver.url())
+        gone, _ = publish()
+        kept, _ = publish()
+        db.execute_sql("DELETE FROM hookjetty.events WHERE id = %s", (gone,))
+        with running_engine():
+            wait_until(all_done, 5)
+    assert {row["event_id"]: (row["status"], row["failure"]) for row in task_rows()} == {
+        gone: ("failed", "expired"),
+        kept: ("delivered", None),
+    }
+    assert len(seen) == len(attempt_rows()) == 1
+
+
+def test_an_endpoint_that_is_deleted_while_it_is_called_gets_no_second_try():
+    with Receiver(answer(NOT_FOUND, delay=0.3)) as receiver:
+        endpoint = add_endpoint(7, receiver.url())
+        publish()
+        with running_engine(RETRY_SCHEDULE="0,0.2s", RETRY_JITTER="0"):
+            wait_until(lambda: receiver.connections)
+            db.execute_sql("DELETE FROM hookjetty.endpoints WHERE id = %s", (endpoint,))
+            wait_until(all_done, 5)
+    (task,) = task_rows()
+    assert (task["status"], task["tries"]) == ("canceled", 1)
+    assert len(attempt_rows()) == 1
+
+
+def ends_of(endpoint: int) -> list[tuple[str, str | None]]:
+    """How the tasks of an endpoint ended."""
+    tasks = task_rows(f"endpoint_id = {endpoint}")
+    return [(row["status"], row["failure"]) for row in tasks]
+
+
+# ---------------------------------------------------------------------------- what is written down
+
+
+def test_an_answer_that_cannot_be_stored_takes_neither_its_neighbours_nor_itself_along():
+    """Unrecorded, it would be sent again when its lease ends, for ever."""
+    with running_parts() as parts, capture_logs():
+        add_endpoint(7, "http://127.0.0.1:9/")
+        for _ in range(3):
+            publish()
+        results = [
+            Result(task, datetime.now(UTC), Outcome(None, 200, response_body="fine"), Delivered())
+            for task in claim().tasks
+        ]
+        results[1].outcome.response_body = "a NUL: \0"
+        parts.engine._record(results)
+    assert [row["status"] for row in task_rows()] == ["delivered"] * 3
+    assert [row["response_body"] for row in attempt_rows()] == ["fine", None, "fine"]
+
+
+def test_answers_that_come_while_the_database_refuses_are_written_down_later(database):
+    """The server is there and lets nobody in: too many connections, say."""
+    name = db.execute_sql("SELECT current_database()").fetchone()[0]
+    with Receiver(answer(OK, delay=0.3)) as receiver:
+        add_endpoint(7, receiver.url())
+        publish()
+        with running_engine():
+            wait_until(lambda: receiver.connections)
+            execute(server(database), f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+            execute(server(database), f"SELECT {CUT} WHERE datname = '{name}'")
+            time.sleep(1)
+            execute(server(database), f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+            db.ready()
+            wait_until(all_done)
+    assert [row["status_code"] for row in attempt_rows()] == [200]
+    assert receiver.connections == 1
+
+
+CUT = "pg_terminate_backend(pid) FROM pg_stat_activity"
+
+
+def server(database: str) -> str:
+    """Another database of the same server."""
+    return urlsplit(database)._replace(path="/postgres").geturl()
+
+
+# ------------------------------------------------------------------------------------------- drain
+
+
+def test_a_drain_finishes_what_is_in_flight_and_claims_nothing_more():
+    with Receiver(answer(OK, delay=0.5)) as receiver:
+        add_endpoint(7, receiver.url())
+        for _ in range(30):
+            publish()
+        with running_engine(SLOTS="20") as engine:
+            wait_until(lambda: receiver.connections == 20)
+        assert engine.in_flight == 0
+    statuses = Counter(row["status"] for row in task_rows())
+    assert statuses == {"delivered": 20, "pending": 10}
+    assert len(attempt_rows()) == 20
+
+
+def test_a_drain_gives_back_what_was_never_started():
+    """As if it had not been claimed: no attempt, no try, no step."""
+    add_endpoint(7, "http://127.0.0.1:9/")
+    publish()
+    before = task_rows()
+    parts = Parts()  # with a transport that does not run
+    parts.engine.start()
+    wait_until(lambda: parts.engine.in_flight == 1)
+    parts.engine.drain()
+    parts.transport.start()
+    parts.transport.stop()
+    (task,) = task_rows()
+    assert task | {"next_try_at": None} == before[0] | {"next_try_at": None}
+    assert not attempt_rows()
+
+
+def test_what_was_claimed_too_long_ago_is_given_back_unsent():
+    """A dispatcher that was stopped between its claim and here has no lease left to send in."""
+    with running_parts() as parts, Receiver(answer(OK)) as receiver:
+        add_endpoint(7, receiver.url())
+        publish()
+        claimed = claim()
+        parts.engine._clock.set(claimed.now)
+        parts.engine._busy[claimed.tasks[0].endpoint_id] += 1
+        parts.engine._hand_over(claimed.tasks, claimed_at=time.monotonic() - 41)  # 60 - 15 - 5 + 1
+        assert parts.engine.in_flight == 0
+        assert receiver.connections == 0
+    (task,) = task_rows()
+    assert (task["status"], task["ready"], task["tries"]) == ("pending", True, 0)
+
+
+def test_an_answer_that_comes_at_the_very_end_of_a_drain_is_written_down():
+    """Between the recorder's last look and its decision that nothing is left to do."""
+    with running_parts() as parts:
+        add_endpoint(7, "http://127.0.0.1:9/")
+        publish()
+        engine, claimed = parts.engine, claim()
+        (task,) = claimed.tasks
+        engine._clock.set(claimed.now)
+        engine._busy[task.endpoint_id] = 1
+        engine._stopping.set()
+        answers = [Outcome(Sending(task, claimed.now), status_code=200)]
+
+        class Finished(deque):
+            """The answer arrives just after it was seen that there is none."""
+
+            def __len__(self) -> int:
+                size = super().__len__()
+                if not size and answers:
+                    engine.done(answers.pop())
+                return size
+
+        engine._finished = Finished()
+        engine._to_record.set()
+        engine._recorder.start()
+        engine._recorder.join(5)
+    assert task_rows()[0]["status"] == "delivered"
+
+
+# ------------------------------------------------------------------------------------ fair shares
+
+
+def test_an_endpoint_has_at_most_its_slots_in_flight():
+    with Receiver(hang) as hanging:
+        add_endpoint(7, hanging.url())
+        for _ in range(10):
+            publish()
+        with running_engine(SLOTS="3", TIMEOUT_SECONDS="1"):
+            wait_until(lambda: hanging.connections == 3)
+            time.sleep(0.3)
+            assert hanging.connections == 3
+            assert count("tasks WHERE status = 'delivering'") == 3
+            wait_until(lambda: hanging.connections > 3)
+
+
+def test_a_replay_yields_to_live_events():
+    seen: list[bytes] = []
+    with Receiver(answer(OK, seen=seen)) as receiver:
+        add_endpoint(7, receiver.url())
+        for _ in range(20):
+            publish()
+        db.execute_sql("UPDATE hookjetty.tasks SET lane = 1, replay_id = 1")
+        live = [f"evt_{publish()[0]}" for _ in range(5)]
+        with running_engine(SLOTS="1"):
+            wait_until(all_done)
+    arrived = [parse_request(request)[1]["webhook-id"] for request in seen]
+    assert len(arrived) == 25
+    assert arrived[:5] == live
+
+
+def test_two_engines_share_the_work_and_send_nothing_twice():
+    seen: list[bytes] = []
+    with ExitStack() as stack:
+        receiver = stack.enter_context(Receiver(answer(OK, seen=seen, delay=0.01)))
+        for tenant_id in range(1, 11):
+            add_endpoint(tenant_id, receiver.url(f"/{tenant_id}"))
+            for _ in range(30):
+                publish(tenant_id)
+        for _ in range(2):
+            stack.enter_context(running_engine(SLOTS="5"))
+        wait_until(all_done)
+    ids = [parse_request(request)[1]["webhook-id"] for request in seen]
+    assert len(ids) == len(set(ids)) == 300
+    assert len(attempt_rows()) == 300
