@@ -58,11 +58,12 @@ Result = TypeVar("Result")
 
 
 class Connection(psycopg2.extensions.connection):
-    """A connection that remembers which statements were PREPAREd on it."""
+    """A connection that remembers what was done to its session for the hot statements."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.prepared: set[str] = set()
+        self.has_pinned_plans = False
 
 
 class Database(PostgresqlDatabase):
@@ -70,15 +71,20 @@ class Database(PostgresqlDatabase):
 
     _state: Any  # of this thread; Peewee's stubs do not show it
 
-    def ready(self) -> None:
+    def ready(self, *, for_hot_statements: bool = False) -> None:
         """See that this thread has a connection on which the server has not hung up.
 
         An idle connection has nothing to say; if its socket is readable, that is the end of it
         (or a last error message). Raises ``OperationalError`` when the server is away.
+        ``for_hot_statements`` pins the session's plans, once, and outside of any transaction: a
+        rollback would undo it.
         """
         if not self.is_closed() and _hung_up(self._state.conn):
             self.give_up()
         self.connect(reuse_if_open=True)
+        if for_hot_statements and not self._state.conn.has_pinned_plans:
+            self.execute_sql(PINNED_PLANS)
+            self._state.conn.has_pinned_plans = True
 
     def give_up(self) -> None:
         """Drop this thread's connection, in whatever state; the next ``ready()`` makes one."""
@@ -153,8 +159,6 @@ class Statement:
     def __call__(self, *args: object) -> list[tuple[Any, ...]]:
         """Run it on this thread's connection and fetch all of its rows."""
         connection = db.connection()
-        if not connection.prepared:
-            db.execute_sql(PINNED_PLANS)
         if self.name not in connection.prepared:
             db.execute_sql(self._prepare)
             connection.prepared.add(self.name)

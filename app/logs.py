@@ -40,7 +40,8 @@ def configure(settings: Settings, stream: TextIO = sys.stdout) -> None:
     rendering: list[structlog.types.Processor] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
         if as_json
-        else [structlog.dev.ConsoleRenderer()]
+        # Not with the local variables, as it does by default where it finds rich: they are secrets.
+        else [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
     )
     handler = JsonHandler(stream) if as_json else logging.StreamHandler(stream)
     handler.setFormatter(

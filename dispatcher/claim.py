@@ -134,7 +134,7 @@ LIMIT $6
 #
 # The joins must stay nested loops over these few rows: the planner believed that `LIMIT $n` returns
 # a tenth of the table and merge-joined the whole history (340 ms a claim instead of 12), so
-# Statement pins the session's plans.
+# the sessions that run it have their plans pinned (app/db.py).
 _MOVE = Statement(
     "move",
     ("bigint[]", "integer", "float8"),

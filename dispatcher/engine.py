@@ -137,7 +137,7 @@ class Engine:
         while not self._stopping.is_set():
             self._awake.clear()
             try:
-                db.ready()
+                db.ready(for_hot_statements=True)
                 found = self._claim_once()
                 failures = 0
                 if found > FEW:
@@ -217,7 +217,13 @@ class Engine:
                 requests.append(self._request(sending))
             except Exception as error:
                 # Whatever is wrong with this row, it must not take its neighbours with it.
-                log.exception("task_unsendable", task=f"task_{task.task_id}", error=str(error))
+                unforeseen = None if isinstance(error, UnreadableSecret) else error
+                log.error(
+                    "task_unsendable",
+                    task=f"task_{task.task_id}",
+                    error=str(error),
+                    exc_info=unforeseen,
+                )
                 self.done(Outcome(tag=sending, status_code=None, failure="unsendable"))
         if requests:
             self._transport.submit_many(requests)
@@ -255,7 +261,7 @@ class Engine:
 
     def _release(self, sendings: list[Sending]) -> None:
         try:
-            db.ready()
+            db.ready(for_hot_statements=True)
             claims.release([sending.task for sending in sendings])
         except PeeweeException as error:
             # Their leases end by themselves; then they are due again, as interrupted ones.
@@ -323,7 +329,7 @@ class Engine:
         failures = 0
         while True:
             try:
-                db.ready()
+                db.ready(for_hot_statements=True)
                 record(batch)
                 break
             except PeeweeException as error:

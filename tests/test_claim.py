@@ -238,6 +238,7 @@ def test_claims_at_the_same_time_share_no_task():
 
 def test_the_claim_reads_the_queue_and_not_the_history():
     """EXPLAIN over tables that the planner knows nothing about: indexes, no sequential scan."""
+    db.ready(for_hot_statements=True)
     make_endpoint()
     publish()
     claims.promote()

@@ -131,17 +131,18 @@ def test_two_dispatchers_send_nothing_twice(database, receiver):
 
 
 def test_while_there_is_nothing_to_do_it_takes_next_to_nothing(database, receiver):
-    """Neither with nothing due, nor with an endpoint whose slots are all taken."""
-    with Dispatchers(database, SLOTS="2") as live:
+    """Neither with nothing due, nor with more endpoints whose slots are taken than it has room."""
+    with Dispatchers(database, SLOTS="1", IN_FLIGHT="16") as live:
         (dispatcher,) = live.dispatchers
         time.sleep(1)
-        idle = cpu_share(dispatcher.pid, 2)
-        add_endpoint(7, receiver.url(delay=10))
-        for _ in range(50):
+        idle = cpu_share(dispatcher.pid, 1.5)
+        for number in range(14):
+            add_endpoint(7, receiver.url(f"/{number}", delay=10))
+        for _ in range(3):
             publish(7)
-        wait_until(lambda: len(receiver.seen) == 2)
+        wait_until(lambda: len(receiver.seen) == 14)
         time.sleep(0.5)
-        waiting = cpu_share(dispatcher.pid, 2)
+        waiting = cpu_share(dispatcher.pid, 1.5)
         dispatcher.kill()
     assert idle < 0.15
     assert waiting < 0.15

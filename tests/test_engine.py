@@ -12,7 +12,6 @@ from urllib.parse import urlsplit
 
 import pytest
 import standardwebhooks
-from structlog.testing import capture_logs
 
 from app import __version__
 from app.db import db
@@ -245,7 +244,7 @@ def ends_of(endpoint: int) -> list[tuple[str, str | None]]:
 
 def test_an_answer_that_cannot_be_stored_takes_neither_its_neighbours_nor_itself_along():
     """Unrecorded, it would be sent again when its lease ends, for ever."""
-    with running_parts() as parts, capture_logs():
+    with running_parts() as parts:
         add_endpoint(7, "http://127.0.0.1:9/")
         for _ in range(3):
             publish()

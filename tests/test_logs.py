@@ -51,3 +51,15 @@ def test_secrets_in_statements_are_not_logged_at_debug(stream):
     logs.configure(load({"HOOKJETTY_LOG_FORMAT": "json", "HOOKJETTY_LOG_LEVEL": "debug"}), stream)
     db.execute_sql("SELECT %s", ("ciphertext-canary",))
     assert "ciphertext-canary" not in stream.getvalue()
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_a_traceback_does_not_show_what_variables_hold(stream, log_format):
+    logs.configure(load({"HOOKJETTY_LOG_FORMAT": log_format}), stream)
+    canary = "".join(["whsec_", "canary"])
+    try:
+        len(canary) / 0
+    except ZeroDivisionError:
+        structlog.get_logger().exception("it_failed")
+    assert "ZeroDivisionError" in stream.getvalue()
+    assert canary not in stream.getvalue()

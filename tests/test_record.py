@@ -248,6 +248,7 @@ def test_a_conflict_with_a_claim_is_resolved_by_recording_again():
 
     def late() -> None:
         with db.connection_context():
+            db.ready(for_hot_statements=True)
             held.append(record([answered(mine)]))
             claims.seconds_to_next_due()
             plans.extend(db.execute_sql("SHOW enable_seqscan").fetchone())

@@ -1,0 +1,1 @@
+"""Real processes, real signals, and a receiver that keeps its own books."""
