@@ -1,0 +1,1 @@
+"""How fast Hookjetty is on this machine: ``make bench``. See bench/README.md."""

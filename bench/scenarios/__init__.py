@@ -1,0 +1,1 @@
+"""One scenario per file: ``measure(ground)`` does it once and returns its figures."""
