@@ -249,6 +249,7 @@ def listen(
         pass
     finally:
         server.server_close()
+        receiver.fall_silent()
 
 
 def _interrupt(_number: int, _frame: object) -> NoReturn:
@@ -316,6 +317,10 @@ class Receiver:
             line = "  ".join(_printable(word) for word in words)
         with self._lock:
             click.echo(line)
+
+    def fall_silent(self) -> None:
+        """Tell nothing any more: Python aborts when it ends while a thread is writing."""
+        self._lock.acquire()
 
     def _refusal(self, status: int, reason: str) -> tuple[int, dict[str, Any], dict[str, Any]]:
         return status, {"error": reason}, {"status": status, "error": reason, "verified": False}

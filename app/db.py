@@ -135,8 +135,7 @@ def retrying(work: Callable[[], Result], attempts: int = 5) -> Result:
         try:
             return work()
         except OperationalError as error:
-            victim = sqlstate(error) in (SERIALIZATION_FAILURE, DEADLOCK_DETECTED)
-            if not victim or attempt == attempts - 1:
+            if not is_conflict(error) or attempt == attempts - 1:
                 raise
     raise AssertionError("unreachable")
 
@@ -180,6 +179,11 @@ def is_away(error: PeeweeException) -> bool:
             error, (OperationalError, InterfaceError, DatabaseError)
         ) and not isinstance(error, (IntegrityError, DataError, ProgrammingError))
     return state[:2] in ("08", "53") or state[:4] == "57P0" or state in ("25006", "25P03")
+
+
+def is_conflict(error: PeeweeException) -> bool:
+    """Whether PostgreSQL chose this transaction as the victim of others: do it again."""
+    return sqlstate(error) in (SERIALIZATION_FAILURE, DEADLOCK_DETECTED)
 
 
 def sqlstate(error: BaseException) -> str | None:

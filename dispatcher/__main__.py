@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import psycopg2
@@ -85,7 +86,9 @@ def _run(settings: Settings, vault: Vault, dispatcher_id: int, stop: threading.E
         on_done=lambda outcome: engine.done(outcome),  # noqa: PLW0108 -- the engine is made below
     )
     engine = Engine(settings, transport, vault, dispatcher_id)
-    scheduler = _scheduler(settings, vault, dispatcher_id, engine)
+    scheduler = _scheduler(settings, dispatcher_id, engine)
+    handshakes = Handshakes(settings, vault, engine, lambda: bring_forward(scheduler, "handshakes"))
+    _every(scheduler, 1, "handshakes", lambda: jobs.until_done(handshakes.step))
     transport.start()
     engine.start()
     scheduler.start()
@@ -105,32 +108,25 @@ def _run(settings: Settings, vault: Vault, dispatcher_id: int, stop: threading.E
     transport.stop()
     try:
         db.ready()
+        handshakes.settle()
         jobs.deregister_dispatcher(dispatcher_id)
     except PeeweeException:
         log.warning("database_away", work="deregister")
     log.info("dispatcher_stopped")
 
 
-def _scheduler(
-    settings: Settings, vault: Vault, dispatcher_id: int, engine: Engine
-) -> BackgroundScheduler:
-    """Every job there is, and how often it is looked at without being asked."""
+def _scheduler(settings: Settings, dispatcher_id: int, engine: Engine) -> BackgroundScheduler:
+    """The jobs without a state of their own, and how often each is done without being asked."""
     scheduler = BackgroundScheduler(
         timezone=UTC,
         executors={"default": ThreadPoolExecutor(6)},
         # Late is better than skipped, and once is enough.
         job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
     )
-    handshakes = Handshakes(settings, vault, engine, lambda: bring_forward(scheduler, "handshakes"))
     days = settings.retention_days
-
-    def every(seconds: float, name: str, work: Callable[[], Any], soon: bool = True) -> None:
-        first = {"next_run_time": datetime.now(UTC)} if soon else {}
-        scheduler.add_job(Job(name, work), "interval", seconds=seconds, id=name, name=name, **first)
-
+    every = partial(_every, scheduler)
     every(POLL_SECONDS, "poll", engine.wake)
     every(5, "heartbeat", lambda: jobs.heartbeat(dispatcher_id, engine.in_flight, engine.parked))
-    every(1, "handshakes", lambda: jobs.until_done(handshakes.step))
     every(1, "replays", lambda: _feed(engine, jobs.replay_step))
     every(1, "settle", lambda: _feed(engine, jobs.settle_step))
     every(10, "sweep", lambda: jobs.until_done(jobs.sweep))
@@ -138,6 +134,18 @@ def _scheduler(
     every(3600, "retention", lambda: jobs.drop_expired(days))
     every(86400, "partitions", jobs.make_partitions, soon=False)
     return scheduler
+
+
+def _every(
+    scheduler: BackgroundScheduler,
+    seconds: float,
+    name: str,
+    work: Callable[[], Any],
+    *,
+    soon: bool = True,
+) -> None:
+    first = {"next_run_time": datetime.now(UTC)} if soon else {}
+    scheduler.add_job(Job(name, work), "interval", seconds=seconds, id=name, name=name, **first)
 
 
 def _feed(engine: Engine, step: Callable[[], bool]) -> None:

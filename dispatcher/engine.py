@@ -22,7 +22,7 @@ import structlog
 from peewee import PeeweeException
 
 from app import __version__
-from app.db import db, is_away
+from app.db import db, is_away, is_conflict
 from app.logs import info_many
 from app.models import Dispatcher, id_time, rfc3339
 from app.settings import Settings
@@ -59,6 +59,7 @@ class Engine:
         self._rng = Random()
         self._clock = DatabaseClock()
         self._cursor = claims.START
+        self._found_in_round = False
         self._parked = False
 
         self._guard = threading.Lock()
@@ -124,7 +125,7 @@ class Engine:
         never_started = [request.tag for request in self._transport.withdraw()]
         self._release([tag for tag in never_started if isinstance(tag, Sending)])
         deadline = time.monotonic() + self._settings.timeout_seconds + 5
-        while self.in_flight and time.monotonic() < deadline:
+        while (self.in_flight or self._transport.load) and time.monotonic() < deadline:
             time.sleep(0.01)
         self._to_record.set()
         self._recorder.join(timeout=10)
@@ -168,7 +169,6 @@ class Engine:
         promoted = claims.promote()
         with self._guard:
             busy = {endpoint: count for endpoint, count in self._busy.items() if count}
-        started_from = self._cursor
         before = time.monotonic()
         claimed = claims.claim(
             self._cursor,
@@ -187,9 +187,13 @@ class Engine:
                 if self._busy[task.endpoint_id] >= self._settings.slots:
                     self._saturated.add(task.endpoint_id)
         self._hand_over(claimed.tasks, before)
-        # Nothing behind the cursor says nothing about what is before it.
-        wrapped = not claimed.cut and started_from != claims.START
-        return claimed.moved or promoted or int(wrapped or claimed.cut)
+        # Nothing behind the cursor says nothing about what is before it. But a whole round over the
+        # endpoints that found nothing is enough: those without free slots would keep it going.
+        self._found_in_round |= claimed.moved > 0
+        more = claimed.cut or self._found_in_round
+        if not claimed.cut:
+            self._found_in_round = False
+        return claimed.moved or promoted or int(more)
 
     def _wait_for_room(self) -> int:
         """How many tasks may be claimed: at once if an eighth of all places is free."""
@@ -334,7 +338,7 @@ class Engine:
                 break
             except PeeweeException as error:
                 _lost_database("record", error)
-                if not is_away(error):
+                if not is_away(error) and not is_conflict(error):
                     self._record_piecemeal(batch)
                     return
                 if self._stopping.is_set() and failures >= len(BACK_OFF_SECONDS):

@@ -61,6 +61,14 @@ class Handshakes:
 
     def step(self) -> bool:
         """Settle and begin; True when there may be more to begin."""
+        self.settle()
+        due = self._claim()
+        for row in due:
+            self._begin(*row)
+        return len(due) == AT_ONCE
+
+    def settle(self) -> None:
+        """Write down what the receivers answered meanwhile."""
         while self._answers:
             challenge, outcome = self._answers.popleft()
             try:
@@ -68,10 +76,6 @@ class Handshakes:
             except Exception:
                 self._answers.appendleft((challenge, outcome))
                 raise
-        due = self._claim()
-        for row in due:
-            self._begin(*row)
-        return len(due) == AT_ONCE
 
     def _claim(self) -> list[tuple[int, int, str, str, int, int, datetime]]:
         """Lease the endpoints whose challenge is due: another dispatcher leaves them alone."""

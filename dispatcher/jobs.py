@@ -50,7 +50,7 @@ def heartbeat(dispatcher_id: int, in_flight: int, parked: bool) -> None:
         INSERT INTO hookjetty.dispatchers AS d (id, host, pid, in_flight, parked)
         VALUES (%s, %s, %s, %s, %s)
         ON CONFLICT (id) DO UPDATE
-        SET seen_at = now(), in_flight = excluded.in_flight, parked = excluded.parked
+        SET seen_at = now(), in_flight = excluded.in_flight
         """,
         (dispatcher_id, socket.gethostname(), os.getpid(), in_flight, parked),
     )

@@ -144,8 +144,8 @@ def test_while_there_is_nothing_to_do_it_takes_next_to_nothing(database, receive
         time.sleep(0.5)
         waiting = cpu_share(dispatcher.pid, 1.5)
         dispatcher.kill()
-    assert idle < 0.15
-    assert waiting < 0.15
+    assert idle < 0.08
+    assert waiting < 0.08
 
 
 def cpu_share(pid: int, seconds: float) -> float:
