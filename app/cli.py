@@ -359,13 +359,14 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(length))
         headers = {name.lower(): text for name, text in self.headers.items()}
         status, answer, told = self.server.receiver.answer(self.path, headers, body)
+        # Before the answer: who sends one request after another sees them told in that order.
+        self.server.receiver.tell(told)
         text = json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
         self.wfile.write(text)
-        self.server.receiver.tell(told)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Not the server's own line per request: the receiver tells more."""
