@@ -370,12 +370,13 @@ def _existing_home(var: Path) -> Path | None:
             " run as that user, or set HOOKJETTY_VAR to another folder"
         )
     if not (home / MARKER).is_file():
-        if not home.is_dir() or any(home.iterdir()):
+        # Killed between making the folder and marking it, or while writing the mark.
+        if not home.is_dir() or any(not each.name.startswith(MARKER) for each in home.iterdir()):
             raise DevDatabaseError(
                 f"{home} was not made by Hookjetty (it has no file {MARKER}) and is left alone:"
                 " set HOOKJETTY_VAR to another folder"
             )
-        _write_marker(home, var)  # killed between making the folder and marking it
+        _write_marker(home, var)
     return home
 
 

@@ -482,6 +482,19 @@ def test_a_folder_that_it_did_not_make_is_refused_and_untouched(var: Path) -> No
     shutil.rmtree(foreign)
 
 
+def test_a_mark_that_was_not_finished_is_finished(var: Path) -> None:
+    with devdb.start(var, settings=QUICK) as database:
+        home = database.home
+    (home / "made-by-hookjetty").rename(home / "made-by-hookjetty.123")
+    shutil.rmtree(database.data)
+    for other in home.iterdir():
+        if not other.name.startswith("made-by-hookjetty"):
+            shutil.rmtree(other) if other.is_dir() else other.unlink()
+    with devdb.start(var, settings=QUICK) as database:
+        assert database.home == home
+        assert (home / "made-by-hookjetty").is_file()
+
+
 def test_a_home_that_is_gone_is_not_replaced_silently(var: Path) -> None:
     var.mkdir(mode=0o700)
     (var / "postgres").symlink_to("/nonexistent/home")
