@@ -46,13 +46,14 @@ def main(folder: Path = FOLDER) -> int:
         say(f"SCENARIO={only} is not one of {', '.join(SCENARIOS)}")
         return 2
     try:
-        results = run(scale, [only] if only else list(SCENARIOS), folder / "var")
+        measured = run(scale, [only] if only else list(SCENARIOS), folder / "var")
     except KeyboardInterrupt:
         say("stopped; nothing was written")
         return 130
     except (BenchError, DevDatabaseError) as error:
         say(str(error))
         return 1
+    results = report.rounded(measured)
     if only:
         print(json.dumps(results["scenarios"], indent=2))
     else:

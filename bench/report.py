@@ -70,11 +70,11 @@ def machine() -> dict[str, Any]:
 
 def write(results: Mapping[str, Any], folder: Path) -> None:
     """Write results.json, and its tables into README.md between the markers."""
-    (folder / "results.json").write_text(json.dumps(_rounded(results), indent=2) + "\n")
+    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     readme = folder / "README.md"
     before, _, rest = readme.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
-    readme.write_text(f"{before}{BEGIN}\n\n{tables(_rounded(results))}\n{END}{after}")
+    readme.write_text(f"{before}{BEGIN}\n\n{tables(results)}\n{END}{after}")
 
 
 def tables(results: Mapping[str, Any]) -> str:
@@ -109,6 +109,15 @@ def tables(results: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def rounded(value: Any) -> Any:
+    """No more digits than mean something."""
+    if isinstance(value, Mapping):
+        return {key: rounded(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [rounded(one) for one in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
 def in_short(figures: Mapping[str, Any]) -> str:
     """A round's headlines on one line."""
     flat = [one for key in HEADLINES if key in figures for one in _flat(key, figures[key], [])]
@@ -130,15 +139,6 @@ def _medians(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         else statistics.median(one[key] for one in rounds)
         for key in rounds[0]
     }
-
-
-def _rounded(value: Any) -> Any:
-    """No more digits than mean something."""
-    if isinstance(value, Mapping):
-        return {key: _rounded(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_rounded(one) for one in value]
-    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def _number(value: float) -> str:
