@@ -23,7 +23,7 @@ run: .venv/.ready ## API, dispatcher and an embedded PostgreSQL; ends with ctrl-
 run-api: .venv/.ready ## The API alone, on the database of HOOKJETTY_DATABASE_URL
 	@exec .venv/bin/python -m gunicorn --config gunicorn.conf.py 'app.wsgi:create_app()'
 
-run-dispatcher: .venv/.ready ## One dispatcher alone, on the same database; start as many as you like
+run-dispatcher: .venv/.ready ## The dispatchers alone, one per processor, on the same database
 	@exec .venv/bin/python -m dispatcher
 
 test: .venv/.ready tests/node/node_modules/.package-lock.json ## The whole suite, on an embedded PostgreSQL
@@ -35,15 +35,16 @@ check: .venv/.ready ## Lint, format, types and the architecture's contracts
 	.venv/bin/python -m mypy
 	.venv/bin/lint-imports
 
-bench: .venv/.ready ## Throughput and latency into bench/results.json; SCENARIO=name, QUICK=1
+bench: .venv/.ready bench/.venv/.ready ## Every figure into bench/results.json; SCENARIO=name, QUICK=1
 	@exec .venv/bin/python -m bench
 
 lock: .venv/.ready ## Renew the lock files after a change to setup.cfg; LOCK_ARGS=--upgrade
 	$(COMPILE) --extra dev --output-file requirements-dev.lock
 	$(COMPILE) --constraint requirements-dev.lock --output-file requirements.lock
+	$(COMPILE_BENCH) --output-file bench/requirements.lock
 
 clean: ## Remove .venv and what tools left behind; keeps var
-	rm -rf .venv tests/node/node_modules build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv bench/.venv tests/node/node_modules build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -path ./var -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 # SCENARIO and QUICK reach the bench through the environment, which is where make puts what it is
@@ -51,9 +52,11 @@ clean: ## Remove .venv and what tools left behind; keeps var
 
 # One version of everything for all supported Pythons (fork-strategy), so that what passes on one
 # is what runs on the others.
-COMPILE = .venv/bin/python -m uv pip compile setup.cfg --quiet --system-certs $(LOCK_ARGS) \
+UV_COMPILE = .venv/bin/python -m uv pip compile --quiet --system-certs $(LOCK_ARGS) \
 	--universal --python-version 3.11 --fork-strategy fewest --generate-hashes \
 	--no-build-isolation --custom-compile-command 'make lock'
+COMPILE = $(UV_COMPILE) setup.cfg
+COMPILE_BENCH = $(UV_COMPILE) bench/requirements.in
 
 # The lock on the Makefile serves two makes at once in a fresh clone (run-api here, run-dispatcher
 # there): the second waits and finds the work done. It is the shell's, whose descriptor 9 outlives
@@ -70,6 +73,14 @@ COMPILE = .venv/bin/python -m uv pip compile setup.cfg --quiet --system-certs $(
 	.venv/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv && \
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements-dev.lock && \
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --use-pep517 --editable . && \
+	touch $@
+
+# What the bench compares with: Celery and its broker, in an environment of their own.
+bench/.venv/.ready: bench/requirements.lock | .venv/.ready
+	@exec 9<$<; .venv/bin/python -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)'; \
+	if [ -e $@ ] && [ -z "$$(find $^ -newer $@)" ]; then exit 0; fi; \
+	.venv/bin/python -m venv --clear bench/.venv && \
+	bench/.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r $< && \
 	touch $@
 
 # npm's standardwebhooks, for the test that lets it verify our signatures. Node comes with .venv;

@@ -1,45 +1,43 @@
 """``python -m app.run``: a whole instance in one terminal. API, dispatchers and their PostgreSQL.
 
-The processes are children of this one, each in a session of its own, so that Ctrl-C reaches this
-one alone and it can stop them in the order in which data flows: the API first, then the
-dispatchers, PostgreSQL last. Should this one be killed, the kernel tells its children (Linux), and
-the watcher of app/devdb.py stops PostgreSQL.
+The processes are children of this one (app/supervise.py), which stops them in the order in which
+data flows: the API first, then the dispatchers, PostgreSQL last. Should this one be killed, the
+kernel tells its children (Linux), and the watcher of app/devdb.py stops PostgreSQL.
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
-import ctypes
 import http.client
 import os
 import secrets
 import shlex
 import signal
 import socket
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psycopg2
 from peewee import PeeweeException
 
-from app import __version__, db, devdb
+from app import __version__, db, devdb, supervise
 from app.settings import Settings, SettingsError, load
+from app.supervise import (
+    DRAIN_MARGIN_SECONDS,
+    PAUSES_SECONDS,
+    POLL_SECONDS,
+    ROOT,
+    Child,
+    Signals,
+    StopRequested,
+)
 
-ROOT = Path(__file__).resolve().parent.parent  # holds gunicorn.conf.py and the package dispatcher
-
-POLL_SECONDS = 0.1
 START_SECONDS = 60  # for the first heartbeat, and for the first answer of the API
 # The grace that gunicorn.conf.py gives to requests under way, and a little.
 API_STOP_SECONDS = 35
-# What a dispatcher may need beyond the timeout of the attempts that it has under way.
-DRAIN_MARGIN_SECONDS = 15
-# Before something that ended by itself is started again; longer if it happens again and again.
-PAUSES_SECONDS = (1, 2, 4, 8, 16, 30)
-STEADY_SECONDS = 60
 
 
 def main() -> int:
@@ -63,54 +61,6 @@ def main() -> int:
 
 class Trouble(Exception):
     """The instance cannot run. The message says what to do."""
-
-
-class StopRequested(Exception):
-    """A person or a service manager wants the instance to stop."""
-
-
-class Signals:
-    """SIGINT, SIGTERM and the terminal's SIGHUP: the first asks to stop, the second to hurry."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._interrupts = False
-        # Explicitly, since a shell starts background jobs with SIGINT ignored, and whoever starts
-        # us may have blocked signals. An ignored SIGHUP stays so: that is what nohup is for.
-        signal.pthread_sigmask(signal.SIG_SETMASK, [])
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, self._on_signal)
-        signal.signal(signal.SIGTERM, self._on_signal)
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-            signal.signal(signal.SIGHUP, self._on_signal)
-
-    @property
-    def hurry(self) -> bool:
-        """Whether somebody has lost patience."""
-        return self.count >= 2
-
-    def wait(self, seconds: float) -> None:
-        """Sleep; raises ``StopRequested`` as soon as a signal has come."""
-        deadline = time.monotonic() + seconds
-        while self.count == 0 and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS)
-        if self.count > 0:
-            raise StopRequested
-
-    @contextlib.contextmanager
-    def interrupting(self) -> Iterator[None]:
-        """Here a signal raises ``StopRequested`` on the spot, for a call that may take minutes."""
-        self._interrupts = True
-        try:
-            self.wait(0)
-            yield
-        finally:
-            self._interrupts = False
-
-    def _on_signal(self, _number: int, _frame: object) -> None:
-        self.count += 1
-        if self._interrupts:
-            raise StopRequested
 
 
 class Instance:
@@ -163,19 +113,17 @@ class Instance:
     def stop(self) -> None:
         """Stop everything that was started, in the order in which data flows."""
         if self.api is not None:
-            self._end([self.api], API_STOP_SECONDS)
+            supervise.end([self.api], API_STOP_SECONDS, self.signals)
         if self.dispatchers:
-            self._end(self.dispatchers, self.settings.timeout_seconds + DRAIN_MARGIN_SECONDS)
+            seconds = self.settings.timeout_seconds + DRAIN_MARGIN_SECONDS
+            supervise.end(self.dispatchers, seconds, self.signals)
         if self.database is not None:
             self.database.stop()
 
     def _start_dispatchers(self) -> None:
         (started,) = db.db.execute_sql("SELECT clock_timestamp()").fetchone()
-        for number in range(1, self.settings.dispatchers + 1):
-            command = [sys.executable, "-m", "dispatcher"]
-            # It has nothing to lose that its leases do not give back.
-            child = Child(f"dispatcher {number}", command, if_orphaned=signal.SIGKILL)
-            self.dispatchers.append(child)
+        self.dispatchers = supervise.dispatchers(self.settings.dispatchers, say)
+        for child in self.dispatchers:
             child.start()
 
         def has_heartbeat() -> bool:
@@ -189,7 +137,7 @@ class Instance:
     def _start_api(self) -> None:
         command = [sys.executable, "-m", "gunicorn", "--config", str(ROOT / "gunicorn.conf.py")]
         # Not SIGKILL: only gunicorn's master can end a worker that hangs.
-        self.api = Child("API", [*command, "app.wsgi:create_app()"], if_orphaned=signal.SIGQUIT)
+        self.api = Child("API", [*command, "app.wsgi:create_app()"], signal.SIGQUIT, say)
         self.api.start()
         self._wait_until(lambda: _is_healthy(self.settings), "the API did not answer")
 
@@ -200,113 +148,21 @@ class Instance:
             for child in self._children():
                 status = child.ended()
                 if status is not None:
-                    raise Trouble(f"the {child.name} {_in_words(status)}; its own words are above")
+                    raise Trouble(
+                        f"the {child.name} {supervise.in_words(status)}; its own words are above"
+                    )
             if time.monotonic() > deadline:
                 raise Trouble(f"{failure} within {START_SECONDS} seconds")
             self.signals.wait(POLL_SECONDS)
 
-    def _end(self, children: list[Child], seconds: float) -> None:
-        """SIGTERM, and SIGKILL for what is left after ``seconds``, or when there is a hurry."""
-        for child in children:
-            child.signal(signal.SIGTERM)
-        deadline = time.monotonic() + seconds
-        while any(child.ended() is None for child in children):
-            if self.signals.hurry or time.monotonic() > deadline:
-                break
-            time.sleep(POLL_SECONDS)
-        for child in children:
-            child.kill()
-
     def _children(self) -> list[Child]:
         return [*self.dispatchers, *([self.api] if self.api else [])]
-
-
-class Child:
-    """A process that is started again whenever it ends by itself."""
-
-    def __init__(self, name: str, command: list[str], if_orphaned: signal.Signals) -> None:
-        self.name = name
-        self._command = command
-        self._if_orphaned = if_orphaned
-        self._process: subprocess.Popen[bytes] | None = None
-        self._started_at = 0.0
-        self._restart_at = 0.0
-        self._restarts = 0
-
-    def start(self) -> None:
-        """Start it, with our own packages on its path whatever the working directory is."""
-        path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        parent = os.getpid()
-
-        def follow_parent() -> None:
-            """Have the kernel signal the child when we die, which may have happened already."""
-            if sys.platform == "linux":
-                pr_set_pdeathsig = 1
-                _LIBC.prctl(pr_set_pdeathsig, self._if_orphaned)
-                if os.getppid() != parent:
-                    os._exit(1)
-
-        self._process = subprocess.Popen(
-            self._command,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-            preexec_fn=follow_parent,  # noqa: PLW1509 - this process has one thread
-        )
-        self._started_at = time.monotonic()
-        self._restart_at = 0.0
-
-    @property
-    def pid(self) -> int | None:
-        """Its process id; None before its first start."""
-        return None if self._process is None else self._process.pid
-
-    def ended(self) -> int | None:
-        """Its exit status, negative for a signal; None while it runs."""
-        return None if self._process is None else self._process.poll()
-
-    def keep_running(self) -> None:
-        """Start it again, after a pause, if it has ended."""
-        status = self.ended()
-        if status is None:
-            return
-        if not self._restart_at:
-            lived = time.monotonic() - self._started_at
-            self._restarts = 0 if lived > STEADY_SECONDS else self._restarts
-            pause = PAUSES_SECONDS[min(self._restarts, len(PAUSES_SECONDS) - 1)]
-            self._restarts += 1
-            self._restart_at = time.monotonic() + pause
-            say(f"the {self.name} {_in_words(status)}; starting it again in {pause} s")
-        elif time.monotonic() > self._restart_at:
-            self.kill()
-            self.start()
-
-    def signal(self, number: signal.Signals) -> None:
-        """Send it a signal, if it is there."""
-        if self._process is not None:
-            self._process.send_signal(number)
-
-    def kill(self) -> None:
-        """End it and what it may have left behind: gunicorn's workers outlive a killed master."""
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-
-
-_LIBC = ctypes.CDLL(None)  # before the fork, after which little is safe
 
 
 def say(text: str) -> None:
     """Tell the person at the terminal, who may be gone."""
     with contextlib.suppress(OSError):
         print(f"hookjetty: {text}", file=sys.stderr, flush=True)
-
-
-def _in_words(status: int) -> str:
-    if status < 0:
-        return f"was ended by {signal.Signals(-status).name}"
-    return f"ended with status {status}"
 
 
 def _check_bind(settings: Settings) -> None:

@@ -152,10 +152,19 @@ def _with_derived_defaults(values: dict[str, Any]) -> dict[str, Any]:
     return values | {
         "database_direct_url": values["database_direct_url"] or values["database_url"],
         "url": values["url"] or f"http://{reachable}:{port}",
+        "dispatchers": values["dispatchers"] or min(_processors(), 8),
         "jwt_algorithms": values["jwt_algorithms"]
         or (ASYMMETRIC if values["jwt_jwks"] else SYMMETRIC),
         "log_format": values["log_format"] or ("console" if sys.stderr.isatty() else "json"),
     }
+
+
+def _processors() -> int:
+    """Those that this process may run on, which may be fewer than there are."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS
+        return os.cpu_count() or 1
 
 
 def _start_margin(lease_seconds: float) -> float:
@@ -405,7 +414,12 @@ class Settings:
     )
     api_workers: int = _setting(_whole(1, 64), "2", "Processes of the API.")
     api_threads: int = _setting(_whole(1, 256), "8", "Threads of each API process.")
-    dispatchers: int = _setting(_whole(1, 64), "1", "Dispatcher processes that `make run` starts.")
+    dispatchers: int = _setting(
+        _whole(1, 64),
+        None,
+        "Dispatcher processes of `make run`, and of `make run-dispatcher` on each host.",
+        derived="one for each processor, at most 8",
+    )
     lease_seconds: float = _setting(
         _number(1, 3600),
         "60",

@@ -1,5 +1,7 @@
 """``python -m dispatcher``: the process that polls for due tasks and delivers them.
 
+With HOOKJETTY_DISPATCHERS above 1 it starts so many of itself instead and keeps them running.
+
 APScheduler is its clock: it polls every second and runs the jobs. A NOTIFY brings the same work
 forward. SIGTERM and SIGINT drain (nothing new is claimed, what is under way is finished and
 recorded); a second one stops at once, and the leases of what was under way end by themselves.
@@ -7,6 +9,7 @@ recorded); a second one stops at once, and the leases of what was under way end 
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import select
@@ -27,7 +30,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from peewee import PeeweeException
 
 from app import db as database
-from app import logs
+from app import logs, supervise
 from app.db import db
 from app.destinations import Policy
 from app.settings import Settings, SettingsError, load
@@ -50,6 +53,17 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     logs.configure(settings)
+    if settings.dispatchers > 1:
+        seconds = settings.timeout_seconds + supervise.DRAIN_MARGIN_SECONDS
+        return supervise.run_dispatchers(settings.dispatchers, seconds, _report)
+    return _main(settings)
+
+
+def _report(text: str) -> None:
+    log.warning("supervisor", message=text)
+
+
+def _main(settings: Settings) -> int:
     _take_room()
     stop = _stop_on_signals()
     threading.excepthook = _die
@@ -251,6 +265,10 @@ def _take_room() -> None:
     with suppress(ValueError, OSError):  # some systems allow less than they say
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     sys.setswitchinterval(0.0005)
+    # What lives as long as the process need not be looked at again, and the thousands of tasks that
+    # come and go are in no cycles: there is nothing to collect.
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 def _die(thread: threading.ExceptHookArgs) -> None:

@@ -75,6 +75,7 @@ class LiveService:
                 "SECRET_KEYS": keys,
                 "ALLOW_NETWORKS": "127.0.0.0/8,::1/128",
                 "LOG_FORMAT": "json",
+                "DISPATCHERS": "1",  # each of ours is one, and its process id says which
             }
             | self._settings
         )

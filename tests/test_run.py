@@ -33,7 +33,11 @@ class Instance:
     def __init__(self, folder: Path, **settings: str) -> None:
         self.var = folder / "var"
         self.port = _free_port()
-        self.settings = {"HOOKJETTY_BIND": f"127.0.0.1:{self.port}", **settings}
+        self.settings = {
+            "HOOKJETTY_BIND": f"127.0.0.1:{self.port}",
+            "HOOKJETTY_DISPATCHERS": "1",
+            **settings,
+        }
         self.folder = folder
 
     def start(self, *, ignoring: tuple[signal.Signals, ...] = ()) -> Instance:
@@ -210,6 +214,17 @@ def test_what_ends_by_itself_is_started_again(new_instance: Callable[..., Instan
         wait_until(instance.api_answers)
     instance.send(signal.SIGTERM)
     assert instance.exit_status() == 0
+
+
+def test_it_runs_as_many_dispatchers_as_it_is_told(
+    new_instance: Callable[..., Instance],
+) -> None:
+    instance = new_instance(HOOKJETTY_DISPATCHERS="2").start().ready()
+    dispatchers = instance.processes("-m dispatcher")
+    assert len(dispatchers) == 2
+    instance.send(signal.SIGTERM)
+    assert instance.exit_status() == 0
+    assert not any(map(is_alive, dispatchers))
 
 
 def test_an_address_in_use_is_said_before_anything_is_made(

@@ -52,7 +52,7 @@ def test_without_any_variable_the_documented_defaults_hold(load, tmp_path):
         8080,
     )
     assert loaded.url == "http://127.0.0.1:8080"
-    assert (loaded.api_workers, loaded.api_threads, loaded.dispatchers) == (2, 8, 1)
+    assert (loaded.api_workers, loaded.api_threads) == (2, 8)
     assert (loaded.lease_seconds, loaded.timeout_seconds) == (60, 15)
     assert loaded.connect_timeout_seconds == 5
     assert (loaded.in_flight, loaded.slots) == (512, 20)
@@ -67,6 +67,15 @@ def test_without_any_variable_the_documented_defaults_hold(load, tmp_path):
         *(2 * 3600, 5 * 3600, 10 * 3600, 14 * 3600, 20 * 3600, 24 * 3600),
     )
     assert (loaded.retry_jitter, loaded.rate_limit, loaded.endpoints_per_tenant) == (0.2, 10, 100)
+
+
+@pytest.mark.parametrize(("processors", "dispatchers"), [(1, 1), (3, 3), (8, 8), (64, 8)])
+def test_there_is_a_dispatcher_for_each_processor_that_may_be_used(
+    load, monkeypatch, processors, dispatchers
+):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(processors)))
+    assert load().dispatchers == dispatchers
+    assert load(DISPATCHERS="12").dispatchers == 12
 
 
 def test_the_environment_of_the_process_is_what_is_read(monkeypatch, tmp_path):
