@@ -491,8 +491,8 @@ def _status() -> dict[str, Any]:
 
 
 def _print_status(found: Mapping[str, Any]) -> None:
-    version = found["schema_version"]
-    click.echo(f"schema version: {version or 'none'} (needed: {found['needed_version']})")
+    version = "none" if found["schema_version"] is None else found["schema_version"]
+    click.echo(f"schema version: {version} (needed: {found['needed_version']})")
     missing = "missing; `hookjetty db migrate` tells what to run"
     click.echo(f"role hookjetty_publisher: {'there' if found['publisher_role'] else missing}")
     for each in found["partitions"]:

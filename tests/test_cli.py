@@ -25,6 +25,7 @@ from click.testing import CliRunner
 
 from app import cli, devdb
 from app.auth import Principal, Tokens
+from app.db import SCHEMA_VERSION
 from app.settings import load
 from hookjetty.client import Client
 from hookjetty.verify import secret_bytes, sign
@@ -34,6 +35,7 @@ from tests.live import LiveService, reserve_port
 ROOT = Path(cli.__file__).resolve().parent.parent
 DOCUMENT = (ROOT / "docs" / "cli.md").read_text()
 JWT_SECRET = "0123456789abcdef0123456789abcdef"
+THERE_ALREADY = f"schema version {SCHEMA_VERSION} was there already\n"
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 
@@ -554,9 +556,12 @@ def test_migrate_makes_the_schema_once(environ, server_url):
         assert "the database has no Hookjetty schema: run `hookjetty db migrate`" in words.stderr
         assert json.loads(words.stdout)["schema_version"] is None
 
-        assert succeed(environ, "db", "migrate") == "schema version 1 applied\n"
-        assert succeed(environ, "db", "migrate") == "schema version 1 was there already\n"
-        assert execute(url, "SELECT version FROM hookjetty.schema_version") == [(1,)]
+        assert succeed(environ, "db", "migrate") == f"schema version {SCHEMA_VERSION} applied\n"
+        assert (
+            succeed(environ, "db", "migrate")
+            == f"schema version {SCHEMA_VERSION} was there already\n"
+        )
+        assert execute(url, "SELECT version FROM hookjetty.schema_version") == [(SCHEMA_VERSION,)]
 
 
 def test_status_shows_partitions_and_living_dispatchers(environ, database):
@@ -569,7 +574,7 @@ def test_status_shows_partitions_and_living_dispatchers(environ, database):
             f" VALUES ({number}, '{host}', 4711, {moment})",
         )
     shown = json.loads(succeed(environ, "db", "status", "--json"))
-    assert (shown["schema_version"], shown["needed_version"]) == (1, 1)
+    assert shown["schema_version"] == shown["needed_version"] == SCHEMA_VERSION
     assert shown["publisher_role"] is True
     assert {each["table"]: each["weeks"] for each in shown["partitions"]} == {
         "attempts": 9,
@@ -579,7 +584,7 @@ def test_status_shows_partitions_and_living_dispatchers(environ, database):
     assert [each["host"] for each in shown["dispatchers"]] == ["here"]
 
     text = succeed(environ, "db", "status")
-    assert "schema version: 1 (needed: 1)\n" in text
+    assert f"schema version: {SCHEMA_VERSION} (needed: {SCHEMA_VERSION})\n" in text
     assert "partitions of tasks: 9 weeks, " in text
     assert "dispatchers: 1\n  here pid 4711: 0 in flight" in text
     assert "gone" not in text
@@ -590,9 +595,18 @@ def test_status_of_a_newer_schema_is_shown_and_refused(environ, database):
     execute(database, "INSERT INTO hookjetty.schema_version VALUES (99)")
     done = hookjetty(environ, "db", "status")
     assert done.returncode == 1
-    assert "schema version: 99 (needed: 1)" in done.stdout
+    assert f"schema version: 99 (needed: {SCHEMA_VERSION})" in done.stdout
     assert "install the newer Hookjetty" in done.stderr
     assert "install the newer Hookjetty" in fail(1, environ, "db", "migrate")
+
+
+def test_status_of_an_older_schema_shows_both_versions_and_what_to_run(environ, database):
+    environ["HOOKJETTY_DATABASE_URL"] = database
+    execute(database, "UPDATE hookjetty.schema_version SET version = 0")
+    done = hookjetty(environ, "db", "status")
+    assert done.returncode == 1
+    assert f"schema version: 0 (needed: {SCHEMA_VERSION})" in done.stdout
+    assert "run `hookjetty db migrate`" in done.stderr
 
 
 def test_a_database_that_is_away_is_told_in_a_sentence(environ):
@@ -615,12 +629,15 @@ def test_who_may_not_create_roles_is_told_what_a_superuser_has_to_run(environ, t
         environ["HOOKJETTY_DATABASE_URL"] = url.replace(f"hookjetty:{password}", "modest:modest")
 
         said = succeed(environ, "db", "migrate")
-        assert said.startswith("schema version 1 applied\n")
+        assert said.startswith(f"schema version {SCHEMA_VERSION} applied\n")
         assert "may not create roles" in said
         assert json.loads(succeed(environ, "db", "status", "--json"))["publisher_role"] is False
 
         execute(url, said[said.index("CREATE ROLE") :])
-        assert succeed(environ, "db", "migrate") == "schema version 1 was there already\n"
+        assert (
+            succeed(environ, "db", "migrate")
+            == f"schema version {SCHEMA_VERSION} was there already\n"
+        )
         execute(url, "CREATE ROLE producer LOGIN PASSWORD 'p' IN ROLE hookjetty_publisher")
         producer = url.replace(f"hookjetty:{password}", "producer:p")
         publish = "SELECT tasks FROM hookjetty.publish_event(7, 'export.done', '{}')"

@@ -84,6 +84,9 @@ def test_the_wheel_holds_the_packages_the_command_and_the_schema(wheel):
     for module in ("app/__init__.py", "dispatcher/__init__.py", "hookjetty/verify.py"):
         assert module in names
     assert wheel.read("app/schema.sql") == (ROOT / "schema.sql").read_bytes()
+    steps = {name for name in names if name.startswith("app/migrations/")}
+    there = {f"app/migrations/{path.name}" for path in (ROOT / "migrations").glob("*.sql")}
+    assert steps == {*there, "app/migrations/9999.sql"}
     (entry_points,) = (name for name in names if name.endswith("/entry_points.txt"))
     assert "hookjetty = app.cli:main" in wheel.read(entry_points).decode()
 
@@ -137,6 +140,8 @@ def wheel(tmp_path_factory):
     sources = tmp_path_factory.mktemp("sources")
     for name in ("app", "dispatcher", "hookjetty"):
         shutil.copytree(ROOT / name, sources / name, symlinks=True)
+    shutil.copytree(ROOT / "migrations", sources / "migrations")
+    (sources / "migrations" / "9999.sql").touch()  # one step at least
     for pattern in ("setup.*", "schema.sql", "LICENSE", "README.md"):
         for path in ROOT.glob(pattern):
             shutil.copy(path, sources)
