@@ -15,6 +15,7 @@ from app.db import db, is_away
 from app.destinations import Policy, Refused
 from app.models import (
     RETIRED_SECRET_HOURS,
+    WELL,
     Dispatcher,
     Endpoint,
     Tenant,
@@ -41,9 +42,7 @@ _ASK_FOR_CONSENT: Mapping[str, Any] = {
     "handshake_tries": 0,
     "handshake_failure": None,
     "verified_at": None,
-    "failures": 0,
-    "failing_since": None,
-    "hold_until": None,
+    **WELL,
 }
 
 
@@ -194,6 +193,24 @@ def verify(tenant_id: int, endpoint_id: int) -> Endpoint:
             remedy = "register it again" if endpoint.status == "disabled" else "resume it"
             raise errors.conflict(f"endpoint ep_{endpoint_id} is {endpoint.status}; {remedy}")
         changed = Endpoint.change(endpoint_id, **_ASK_FOR_CONSENT)
+        assert changed is not None, "its row is locked"
+        return changed
+
+
+def resume(tenant_id: int, endpoint_id: int) -> Endpoint:
+    """A person says that the endpoint is to be called again, now and at full speed.
+
+    Ends a pause, and whatever is held against it. One that never gave its consent, or that we had
+    disabled, is asked for it first; a pending one is being asked already.
+    """
+    with db.atomic():
+        endpoint = Endpoint.get_of(tenant_id, endpoint_id, lock=True)
+        if endpoint.status == "pending":
+            return endpoint
+        paused_with_consent = endpoint.status == "paused" and endpoint.verified_at is not None
+        consents = endpoint.status == "active" or paused_with_consent
+        state = {"status": "active", **WELL} if consents else _ASK_FOR_CONSENT
+        changed = Endpoint.change(endpoint_id, **state)
         assert changed is not None, "its row is locked"
         return changed
 

@@ -13,6 +13,15 @@ from random import Random
 SHORTEST_HOLD, LONGEST_HOLD = timedelta(seconds=1), timedelta(hours=24)
 
 
+# Failures that are true of whatever would be sent to that endpoint, not of this one request. An
+# address that may not be called is among them: like a name that leads nowhere, it stops all tasks.
+OF_THE_ENDPOINT = frozenset(
+    ("dns", "blocked_address", "connect", "tls", "timeout", "reset", "bad_response", "http_5xx")
+)
+# Ours: nothing was sent, or nobody knows, so they say nothing about the receiver.
+OF_OURS = frozenset(("unsendable", "interrupted"))
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What came back, as far as it decides: a status, or a word for why there is none."""
@@ -20,6 +29,45 @@ class Answer:
     status_code: int | None
     failure: str | None
     retry_after: str | None = None
+
+    @property
+    def shows_life(self) -> bool | None:
+        """Whether the endpoint works: False counts against it, None says nothing about it.
+
+        A server that refuses this request (other 4xx, a redirect, headers without end) is there
+        and works. 408 and 429 are 4xx, but say that it cannot keep up.
+
+        >>> [Answer(status, "http_4xx").shows_life for status in (400, 404, 408, 429)]
+        [True, True, False, False]
+        >>> [Answer(None, word).shows_life for word in ("timeout", "too_large", "unsendable")]
+        [False, True, None]
+        """
+        if self.failure is None:
+            return True
+        if self.failure in OF_OURS:
+            return None
+        return self.failure not in OF_THE_ENDPOINT and self.status_code not in (408, 429)
+
+    def asks_to_wait_until(self, now: datetime) -> datetime | None:
+        """The moment that a 429's or 503's Retry-After names, within bounds; None without one.
+
+        Seconds or an HTTP-date. Whatever else a receiver sends there (negative, fractional, words)
+        is ignored rather than guessed at.
+        """
+        text = (self.retry_after or "").strip()
+        if self.status_code not in (429, 503) or not text.isascii():
+            return None
+        if re.fullmatch("[0-9]+", text):
+            # Thousands of digits are one way to say "late": compare lengths before converting.
+            seconds = int(text) if len(text) <= 9 else LONGEST_HOLD.total_seconds()
+            asked = timedelta(seconds=min(seconds, LONGEST_HOLD.total_seconds()))
+        else:
+            try:
+                moment = parsedate_to_datetime(text)
+                asked = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - now
+            except (ValueError, TypeError, OverflowError, IndexError):
+                return None
+        return now + min(max(asked, SHORTEST_HOLD), LONGEST_HOLD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +77,10 @@ class Delivered:
 
 @dataclass(frozen=True, slots=True)
 class RetryAt:
-    """To be tried again at ``at``; ``hold_until`` is set when the receiver asked for the pause."""
+    """To be tried again at ``at``."""
 
     at: datetime
     step: int
-    hold_until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +97,14 @@ class Gone:
     step: int
 
 
-Decision = Delivered | RetryAt | GiveUp | Gone
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """It was the probe of an endpoint on hold, which goes on: the task waits with the others."""
+
+    step: int
+
+
+Decision = Delivered | RetryAt | GiveUp | Gone | Waits
 
 
 def decide(
@@ -68,7 +122,7 @@ def decide(
     Every try advances the step, except a probe of an endpoint on hold and a 429: neither says
     anything about the task. The delay is the next step's whether or not the step advances, or a
     429 on the first try (delay 0) would spin. Jitter of ±``jitter`` keeps the tasks of an outage
-    from coming back as a herd.
+    from coming back as a herd. A probe that found no life waits like the tasks it went ahead of.
 
     >>> noon = datetime(2026, 1, 1, 12, tzinfo=UTC)
     >>> decide(Answer(204, None), 0, (0, 5, 300), noon, Random(1))
@@ -77,6 +131,8 @@ def decide(
     datetime.timedelta(seconds=5)
     >>> decide(Answer(None, "timeout"), 2, (0, 5, 300), noon, Random(1))
     GiveUp(step=2)
+    >>> decide(Answer(None, "timeout"), 2, (0, 5, 300), noon, Random(1), probe=True)
+    Waits(step=2)
     >>> decide(Answer(429, "http_4xx", "120"), 0, (0, 5, 300), noon, Random(1)).step
     0
     """
@@ -84,33 +140,13 @@ def decide(
         return Delivered()
     if answer.status_code == 410:
         return Gone(step)
+    if probe and not answer.shows_life:
+        return Waits(step)
     burns_no_step = probe or answer.status_code == 429
     following = step + 1
     if not burns_no_step and following >= len(schedule):
         return GiveUp(step)
-    hold_until = _asked_for(answer, now)
     delay = schedule[min(following, len(schedule) - 1)]
     jittered = timedelta(seconds=delay * rng.uniform(1 - jitter, 1 + jitter))
-    return RetryAt(hold_until or now + jittered, step if burns_no_step else following, hold_until)
-
-
-def _asked_for(answer: Answer, now: datetime) -> datetime | None:
-    """The moment that a 429's or 503's Retry-After names, within bounds; None without a usable one.
-
-    Seconds or an HTTP-date. Whatever else a receiver sends there (negative, fractional, words)
-    is ignored rather than guessed at.
-    """
-    text = (answer.retry_after or "").strip()
-    if answer.status_code not in (429, 503) or not text.isascii():
-        return None
-    if re.fullmatch("[0-9]+", text):
-        # Thousands of digits are one way to say "late": compare lengths before converting.
-        seconds = int(text) if len(text) <= 9 else LONGEST_HOLD.total_seconds()
-        asked = timedelta(seconds=min(seconds, LONGEST_HOLD.total_seconds()))
-    else:
-        try:
-            moment = parsedate_to_datetime(text)
-            asked = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - now
-        except (ValueError, TypeError, OverflowError, IndexError):
-            return None
-    return now + min(max(asked, SHORTEST_HOLD), LONGEST_HOLD)
+    asked = answer.asks_to_wait_until(now)
+    return RetryAt(asked or now + jittered, step if burns_no_step else following)

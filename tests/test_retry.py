@@ -10,7 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatcher.retry import Answer, Delivered, GiveUp, Gone, RetryAt, decide
+from app.models import FAILURES
+from dispatcher.retry import (
+    OF_OURS,
+    OF_THE_ENDPOINT,
+    Answer,
+    Delivered,
+    GiveUp,
+    Gone,
+    RetryAt,
+    Waits,
+    decide,
+)
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 SCHEDULE = (0, 5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)
@@ -70,8 +81,53 @@ def test_a_429_on_the_last_step_does_not_give_up():
     assert decided(429, "http_4xx", 9) == RetryAt(NOON + timedelta(seconds=86400), 9)
 
 
-def test_a_probe_burns_no_step():
-    assert decided(500, "http_5xx", 9, probe=True) == RetryAt(NOON + timedelta(seconds=86400), 9)
+@pytest.mark.parametrize(
+    ("status", "failure"),
+    [(500, "http_5xx"), (503, "http_5xx"), (429, "http_4xx"), (None, "dns"), (None, "unsendable")],
+)
+def test_a_probe_that_found_no_life_waits_with_the_others(status, failure):
+    assert decided(status, failure, 9, "120", probe=True) == Waits(9)
+
+
+def test_a_probe_that_was_refused_is_retried_and_burns_no_step():
+    """The endpoint works; what is wrong is with the task."""
+    assert decided(404, "http_4xx", 9, probe=True) == RetryAt(NOON + timedelta(seconds=86400), 9)
+
+
+def test_a_410_to_a_probe_means_gone_too():
+    assert decided(410, "http_4xx", 3, probe=True) == Gone(3)
+
+
+@pytest.mark.parametrize(
+    ("status", "failure", "life"),
+    [
+        (204, None, True),
+        (301, "redirect", True),
+        (400, "http_4xx", True),
+        (None, "too_large", True),
+        (408, "http_4xx", False),
+        (429, "http_4xx", False),
+        (500, "http_5xx", False),
+        (599, "http_5xx", False),
+        (None, "dns", False),
+        (None, "blocked_address", False),
+        (None, "connect", False),
+        (None, "tls", False),
+        (None, "timeout", False),
+        (None, "reset", False),
+        (None, "bad_response", False),
+        (None, "unsendable", None),
+        (None, "interrupted", None),
+    ],
+)
+def test_what_an_answer_says_about_the_endpoint(status, failure, life):
+    assert Answer(status, failure).shows_life is life
+
+
+def test_every_failure_of_an_attempt_says_something_or_is_ours():
+    """A word added to the vocabulary needs a place among them."""
+    of_the_task = {"too_large", "redirect", "http_4xx"}
+    assert OF_THE_ENDPOINT | OF_OURS | of_the_task == set(FAILURES) - {"expired"}
 
 
 def test_jitter_stays_within_a_fifth_and_spreads():
@@ -98,7 +154,7 @@ def test_jitter_stays_within_a_fifth_and_spreads():
 )
 def test_retry_after_holds_the_endpoint_and_is_the_next_try(status, retry_after, seconds):
     decision = decided(status, "http_5xx", 2, retry_after)
-    assert decision.at == decision.hold_until == NOON + timedelta(seconds=seconds)
+    assert decision.at == NOON + timedelta(seconds=seconds)
 
 
 @pytest.mark.parametrize(
