@@ -7,9 +7,11 @@ of a unit of work replaces one that the server has closed meanwhile, without ask
 
 from __future__ import annotations
 
+import io
 import logging
 import select
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,12 +28,19 @@ from peewee import (
     PostgresqlDatabase,
     ProgrammingError,
 )
+from peewee import __exception_wrapper__ as raising_as_peewee  # type: ignore[attr-defined]
 
 from app import errors
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+# Has schema.sql and migrations/, which in a checkout are links to those beside this package.
+FOLDER = Path(__file__).parent
+
+# An upgrade waits for other transactions to end as often as this; each try takes some seconds.
+LOCK_TRIES = 8
+LOCK_PAUSE_SECONDS = 1.0
 
 # A dead host must be noticed although psycopg2 itself never times out: connecting takes 2 s at
 # most, unacknowledged data ends a connection after 10 s, a silent peer after 10 + 3 * 5 s.
@@ -52,7 +61,9 @@ SET enable_bitmapscan = off; SET enable_hashjoin = off; SET enable_mergejoin = o
 SET idle_in_transaction_session_timeout = '5s'
 """
 
-SERIALIZATION_FAILURE, DEADLOCK_DETECTED = "40001", "40P01"
+COPY_PIECE_BYTES = 256 * 1024
+
+SERIALIZATION_FAILURE, DEADLOCK_DETECTED, LOCK_NOT_AVAILABLE = "40001", "40P01", "55P03"
 
 Result = TypeVar("Result")
 
@@ -85,6 +96,11 @@ class Database(PostgresqlDatabase):
         if for_hot_statements and not self._state.conn.has_pinned_plans:
             self.execute_sql(PINNED_PLANS)
             self._state.conn.has_pinned_plans = True
+
+    def copy(self, sql: str, rows: str) -> None:
+        """Run a ``COPY … FROM STDIN`` with the rows' text, raising Peewee's errors as all else."""
+        with raising_as_peewee:
+            self.cursor().copy_expert(sql, io.BytesIO(rows.encode()), size=COPY_PIECE_BYTES)
 
     def give_up(self) -> None:
         """Drop this thread's connection, in whatever state; the next ``ready()`` makes one."""
@@ -157,12 +173,28 @@ class Statement:
 
     def __call__(self, *args: object) -> list[tuple[Any, ...]]:
         """Run it on this thread's connection and fetch all of its rows."""
+        cursor = self._run(args)
+        return list(cursor.fetchall()) if cursor.description else []
+
+    def count(self, *args: object) -> int:
+        """Run it, and return how many rows it changed."""
+        return int(self._run(args).rowcount)
+
+    def _run(self, args: Sequence[object]) -> Any:
         connection = db.connection()
         if self.name not in connection.prepared:
             db.execute_sql(self._prepare)
             connection.prepared.add(self.name)
-        cursor = db.execute_sql(self._execute, args)
-        return list(cursor.fetchall()) if cursor.description else []
+        return db.execute_sql(self._execute, args)
+
+
+def as_array(numbers: Iterable[float]) -> str:
+    """An array in PostgreSQL's own notation, which it reads several times faster than ARRAY[…].
+
+    >>> as_array([1, 2])
+    '{1,2}'
+    """
+    return "{" + ",".join(map(str, numbers)) + "}"
 
 
 def is_away(error: PeeweeException) -> bool:
@@ -196,7 +228,7 @@ def sqlstate(error: BaseException) -> str | None:
 
 
 class SchemaMismatch(Exception):
-    """The database has another schema than this program needs. The message says what to run."""
+    """The database has another schema than this program needs. The message says what to do."""
 
 
 def check_schema() -> None:
@@ -228,23 +260,108 @@ def schema_version() -> int | None:
 def migrate() -> bool:
     """Bring the database to this program's schema; False when it had it already.
 
-    Applies schema.sql as one transaction under an advisory lock, so any number of starting
-    processes may call it at once.
+    Raises ``SchemaMismatch`` when that cannot be done. It is one transaction under an advisory
+    lock: any number of starting processes may call it at once, and one that fails leaves the
+    database as it was, to the program of the version before (docs/decisions/0006).
     """
-    with db.atomic():
-        db.execute_sql("SELECT pg_advisory_xact_lock(hashtext('hookjetty.migrate'))")
-        if schema_version() is not None:
-            check_schema()
-            return False
-        db.execute_sql("SET LOCAL client_min_messages = warning")
+    for tries_left in reversed(range(LOCK_TRIES)):
+        try:
+            with db.atomic():
+                return _migrate()
+        except OperationalError as error:
+            if sqlstate(error) not in (LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED):
+                raise
+            if not tries_left:
+                raise SchemaMismatch(
+                    f"the schema is as it was, at version {schema_version()}: other transactions"
+                    f" keep its tables locked; end them (PostgreSQL's processes {_lockers()}) or"
+                    " wait for them, then run `hookjetty db migrate` again"
+                ) from error
+        time.sleep(LOCK_PAUSE_SECONDS)
+    raise AssertionError("unreachable")
+
+
+def _migrate() -> bool:
+    """What ``migrate`` does in its transaction.
+
+    1. A fresh database gets schema.sql, and that is all.
+    2. For one of an older version, everybody else is kept away from the tables.
+    3. The steps bring tables, and what hangs on them, from each version to the next.
+    4. schema.sql again, which by now finds all tables there: it renews functions and views.
+    """
+    db.execute_sql("SELECT pg_advisory_xact_lock(hashtext('hookjetty.migrate'))")
+    found = schema_version()
+    if found is not None and found >= SCHEMA_VERSION:
+        check_schema()
+        return False
+    db.execute_sql("SET LOCAL client_min_messages = warning")
+    if found is None:
         # Straight to the driver: the file is no template, its percent signs are its own.
         db.cursor().execute(schema_sql())
         return True
+    _keep_others_away()
+    for version in range(found + 1, SCHEMA_VERSION + 1):
+        _apply(f"migrations/{version:04}.sql", found)
+        db.execute_sql("INSERT INTO hookjetty.schema_version (version) VALUES (%s)", (version,))
+    _apply("schema.sql", found)
+    return True
+
+
+def _keep_others_away() -> None:
+    """Lock every table until the transaction ends; refuse while dispatchers are connected.
+
+    A dispatcher would wait, and then go on with the statements of the version before. (The API's
+    sessions tell nothing: behind a pooler they outlive it.)
+
+    All locks are taken at once, so that whoever publishes from SQL meets either the old schema or
+    the new one. How long to wait for each lies between one deadlock timeout and two: after one,
+    PostgreSQL ends an autovacuum that is in the way, and of a deadlock with a transaction that
+    publishes twice it is always us who find it and give way.
+    """
+    (sessions,) = db.execute_sql(
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND application_name = 'hookjetty dispatcher'"
+    ).fetchone()
+    if sessions:
+        raise SchemaMismatch(
+            f"dispatchers are connected ({sessions} sessions): stop all API and dispatcher"
+            " processes, then run `hookjetty db migrate` again"
+        )
+    db.execute_sql(
+        "SELECT set_config('lock_timeout', (setting::integer * 3 / 2)::text, true)"
+        " FROM pg_settings WHERE name = 'deadlock_timeout'"
+    )
+    (tables,) = db.execute_sql(
+        "SELECT string_agg(oid::regclass::text, ', ' ORDER BY relname) FROM pg_class"
+        " WHERE relnamespace = 'hookjetty'::regnamespace AND relkind IN ('r', 'p')"
+        " AND NOT relispartition"
+    ).fetchone()
+    db.execute_sql(f"LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE")
+
+
+def _apply(name: str, found: int) -> None:
+    try:
+        db.cursor().execute((FOLDER / name).read_text())
+    except psycopg2.Error as error:
+        raise SchemaMismatch(
+            f"{name} failed, so the schema is as it was, at version {found}: {str(error).strip()}"
+        ) from error
+
+
+def _lockers() -> str:
+    """The processes with a transaction in which they used our tables."""
+    rows = db.execute_sql(
+        "SELECT DISTINCT l.pid FROM pg_locks l JOIN pg_class c ON c.oid = l.relation"
+        " WHERE l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        " AND c.relnamespace = 'hookjetty'::regnamespace AND l.pid <> pg_backend_pid()"
+        " ORDER BY l.pid"
+    ).fetchall()
+    return ", ".join(str(pid) for (pid,) in rows) or "that have ended meanwhile"
 
 
 def schema_sql() -> str:
-    """The text of schema.sql, which packages reach through a link beside this module."""
-    return Path(__file__).with_name("schema.sql").read_text()
+    """The text of schema.sql."""
+    return (FOLDER / "schema.sql").read_text()
 
 
 def publisher_grant() -> str | None:
@@ -255,8 +372,8 @@ def publisher_grant() -> str | None:
     return (
         "CREATE ROLE hookjetty_publisher NOLOGIN;\n"
         "GRANT USAGE ON SCHEMA hookjetty TO hookjetty_publisher;\n"
-        "GRANT EXECUTE ON FUNCTION hookjetty.publish_event(bigint, text, json, text)\n"
-        "    TO hookjetty_publisher;"
+        "GRANT EXECUTE ON FUNCTION hookjetty.publish_event(bigint, text, json, text),\n"
+        "    hookjetty.publish_events(bigint, json) TO hookjetty_publisher;"
     )
 
 

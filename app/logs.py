@@ -60,22 +60,32 @@ def configure(settings: Settings, stream: TextIO = sys.stdout) -> None:
 
 
 def info_many(event: str, lines: Iterable[Mapping[str, Any]]) -> None:
-    """One line at level INFO for each of ``lines``, as ``log.info(event, **line)`` writes it.
+    """One line at level INFO for each of ``lines``, as ``log.info(event, **line)`` writes it."""
+    _write_many(event, lines, "info")
 
-    A dispatcher writes thousands a second. In JSON they are built at once and written in one call:
-    6 us a line instead of 51 us through the processors, which is half of what delivering costs.
+
+def debug_many(event: str, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Likewise at level DEBUG; ``lines`` are not even built when nobody wants to read them."""
+    _write_many(event, lines, "debug")
+
+
+def _write_many(event: str, lines: Iterable[Mapping[str, Any]], level: str) -> None:
+    """A dispatcher writes thousands a second. In JSON they are built at once and written in one
+    call: 6 us a line instead of 51 us through the processors, half of what delivering costs.
     """
     root = logging.getLogger()
-    if not root.isEnabledFor(logging.INFO):
+    if not root.isEnabledFor(getattr(logging, level.upper())):
         return
     handler = root.handlers[0] if root.handlers else None
     if not isinstance(handler, JsonHandler):
         log = structlog.get_logger()
         for line in lines:
-            log.info(event, **line)
+            getattr(log, level)(event, **line)
         return
-    common = {"event": event, "level": "info", "timestamp": _now()}
+    common = {"event": event, "level": level, "timestamp": _now()}
     text = b"\n".join([orjson.dumps({**line, **common}) for line in lines]).decode()
+    if not text:
+        return
     with handler.lock or nullcontext(), suppress(OSError):  # no reader: as logging, do not mind
         handler.stream.write(f"{text}\n")
         handler.flush()

@@ -83,12 +83,16 @@ def _count_indexed() -> dict[str, int]:
             (SELECT status FROM hookjetty.tasks WHERE ready LIMIT %(most)s)
             UNION ALL
             (SELECT status FROM hookjetty.tasks
-             WHERE next_try_at IS NOT NULL AND NOT ready LIMIT %(most)s)
+             WHERE due_at IS NOT NULL AND NOT ready LIMIT %(most)s)
             UNION ALL
-            (SELECT status FROM hookjetty.tasks WHERE status = 'waiting' LIMIT %(most)s)
+            (SELECT t.status FROM hookjetty.leases l CROSS JOIN LATERAL unnest(l.task_ids) u (id)
+             JOIN hookjetty.tasks t ON t.id = u.id
+             WHERE t.status = 'delivering' AND NOT t.ready LIMIT %(most)s)
+            UNION ALL
+            (SELECT status FROM hookjetty.tasks WHERE rare_status = 'waiting' LIMIT %(most)s)
             UNION ALL
             (SELECT status FROM hookjetty.tasks
-             WHERE status IN ('failed', 'canceled') LIMIT %(most)s)) counted
+             WHERE rare_status IN ('failed', 'canceled') LIMIT %(most)s)) counted
         GROUP BY status
         """,
         {"most": MOST_COUNTED},
@@ -125,23 +129,23 @@ def _due() -> tuple[int, float]:
         """
         WITH RECURSIVE hop (tenant_id, endpoint_id, lane, next_try_at) AS (
             (SELECT t.tenant_id, t.endpoint_id, t.lane, t.next_try_at FROM hookjetty.tasks t
-             WHERE t.ready ORDER BY t.tenant_id, t.endpoint_id, t.lane, t.next_try_at LIMIT 1)
+             WHERE t.ready ORDER BY t.tenant_id, t.endpoint_id, t.lane, t.due_at LIMIT 1)
             UNION ALL
             SELECT n.* FROM hop h CROSS JOIN LATERAL (
                 SELECT t.tenant_id, t.endpoint_id, t.lane, t.next_try_at FROM hookjetty.tasks t
                 WHERE t.ready
                   AND (t.tenant_id, t.endpoint_id, t.lane) > (h.tenant_id, h.endpoint_id, h.lane)
-                ORDER BY t.tenant_id, t.endpoint_id, t.lane, t.next_try_at LIMIT 1) n
+                ORDER BY t.tenant_id, t.endpoint_id, t.lane, t.due_at LIMIT 1) n
         ),
         due AS MATERIALIZED (
             SELECT h.* FROM (SELECT * FROM hop LIMIT %(endpoints)s) h
             WHERE NOT EXISTS (SELECT FROM hookjetty.endpoints e
-                              WHERE e.id = h.endpoint_id AND e.hold_until > clock_timestamp())
+                              WHERE e.id = h.endpoint_id AND e.hold_until IS NOT NULL)
         ),
         late AS MATERIALIZED (
             SELECT t.next_try_at FROM hookjetty.tasks t
-            WHERE t.next_try_at IS NOT NULL AND NOT t.ready AND t.next_try_at <= clock_timestamp()
-            ORDER BY t.next_try_at LIMIT %(most)s
+            WHERE t.due_at IS NOT NULL AND NOT t.ready AND t.due_at <= statement_timestamp()
+            ORDER BY t.due_at LIMIT %(most)s
         )
         SELECT least(%(most)s, (SELECT count(*) FROM late) + (
                    SELECT count(*) FROM (

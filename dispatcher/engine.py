@@ -1,19 +1,19 @@
 """claim -> send -> decide -> record, overlapped: the heart of the dispatcher.
 
 Two threads of its own beside the transport's: one claims and hands over, one decides and records.
-They share nothing but the counts below, so a slow commit never delays a request and a slow receiver
-never delays a commit. All that must survive is in the tables: a process killed at any point leaves
-leases that end.
+They share nothing but the places and two queues, so a slow commit never delays a request and a slow
+receiver never delays a commit. All that must survive is in the tables: a process killed at any
+point leaves leases that end.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from datetime import datetime, timedelta
+from datetime import UTC, datetime
 from functools import lru_cache
 from random import Random
 from typing import cast
@@ -23,14 +23,17 @@ from peewee import PeeweeException
 
 from app import __version__
 from app.db import db, is_away, is_conflict
-from app.logs import info_many
-from app.models import Dispatcher, id_time, rfc3339
+from app.logs import debug_many, info_many
+from app.models import ID_EPOCH_MS, Dispatcher
 from app.settings import Settings
 from app.signing import Signer, UnreadableSecret, Vault
 from dispatcher import claim as claims
-from dispatcher.claim import Claimed
+from dispatcher import holds
+from dispatcher.claim import Claimed, Cursor, Lease
+from dispatcher.fairness import Candidate, Places
+from dispatcher.health import Heard, matters
 from dispatcher.record import Result, record
-from dispatcher.retry import Answer, decide
+from dispatcher.retry import Answer, Delivered, decide
 from dispatcher.transport import Outcome, Request, Transport
 
 log = structlog.get_logger()
@@ -42,8 +45,22 @@ POLL_SECONDS = 1.0
 LOOKS_AFTER_PARKING_SECONDS = (0.005, 0.02, 0.08, 0.32)
 # A claim this small is no load: stay parked, and let each publish notify.
 FEW = 32
+# While more answers are on their way, a record waits so long for them, and a claim for more places:
+# a commit costs the same for one task as for hundreds.
+GATHER_SECONDS = 0.04
+# Looking for endpoints with ready tasks takes at most this share of the time. It matters while
+# somebody holds an old snapshot, and the entries of claimed tasks stay in the index.
+VISITING_SHARE = 0.2
+# What was claimed from an endpoint is looked at no more, but for what became visible late; and all
+# of it once in a while.
+FLOOR_SLACK_SECONDS = 1.0
+FLOORS_LAST_SECONDS = 2.0
 # Without the database: how long to wait before asking for it again.
 BACK_OFF_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0)
+DELIVERED = Delivered()
+USER_AGENT = f"user-agent: Hookjetty/{__version__}"
+# The longest that an endpoint may ask for (schema.sql, "timeout_seconds").
+MOST_TIMEOUT_SECONDS = 30
 
 
 class Engine:
@@ -58,17 +75,19 @@ class Engine:
         self._dispatcher_id = dispatcher_id
         self._rng = Random()
         self._clock = DatabaseClock()
-        self._cursor = claims.START
-        self._found_in_round = False
+        self._round = Round()
         self._parked = False
 
         self._guard = threading.Lock()
-        # From the claim until the answer: what an endpoint's slots and this process's room are for.
-        self._busy: Counter[int] = Counter()
-        self._saturated: set[int] = set()
+        # From the claim until the answer. As many again as the transport has in flight, so that it
+        # never waits for a claim.
+        self._places = Places(2 * settings.in_flight)
+        self._enough_room = max(1, min(BATCH, self._places.total) // 2)
         self._awake = threading.Event()
         self._room = threading.Condition(self._guard)
-        self._finished: deque[tuple[Sending, Outcome]] = deque()
+        self._finished: deque[Outcome] = deque()
+        # Endpoints that were unwell when this process last told of them.
+        self._unwell: set[int] = set()
         self._to_record = threading.Event()
         self._stopping = threading.Event()
         self._claimer = threading.Thread(target=self._claim_loop, name="claim", daemon=True)
@@ -97,15 +116,15 @@ class Engine:
         if isinstance(outcome.tag, Future):
             outcome.tag.set_result(outcome)
             return
-        sending = cast("Sending", outcome.tag)
-        self._finished.append((sending, outcome))
-        self._free_slot(sending.task.endpoint_id)
-        self._to_record.set()
+        self._finished.append(outcome)
+        self._free_place(outcome)
+        if not self._to_record.is_set():
+            self._to_record.set()
 
     @property
     def in_flight(self) -> int:
         """Tasks claimed and not yet answered."""
-        return self._busy.total()
+        return self._places.held
 
     @property
     def parked(self) -> bool:
@@ -122,9 +141,9 @@ class Engine:
         with self._room:
             self._room.notify_all()
         self._claimer.join()
-        never_started = [request.tag for request in self._transport.withdraw()]
-        self._release([tag for tag in never_started if isinstance(tag, Sending)])
-        deadline = time.monotonic() + self._settings.timeout_seconds + 5
+        for request in self._transport.withdraw():
+            self.done(Outcome(request.tag, None))
+        deadline = time.monotonic() + MOST_TIMEOUT_SECONDS + 5
         while (self.in_flight or self._transport.load) and time.monotonic() < deadline:
             time.sleep(0.01)
         self._to_record.set()
@@ -163,128 +182,121 @@ class Engine:
 
         Returns how many tasks were picked up; 0 means that there is nothing to do at present.
         """
-        room = self._wait_for_room()
-        if not room:
+        if not self._wait_for_room():
             return 0
-        promoted = claims.promote()
+        promoted = claims.promote() + holds.end_due(self._settings.lease_seconds)
+        if promoted:
+            self._round.look_anew()
         with self._guard:
-            busy = {endpoint: count for endpoint, count in self._busy.items() if count}
+            full = self._places.full_tenants()
+        visited = self._round.visit(full)
         before = time.monotonic()
         claimed = claims.claim(
-            self._cursor,
-            busy,
-            limit=min(room, BATCH),
+            visited,
+            self._allot,
             slots=self._settings.slots,
             steps=len(self._settings.retry_schedule),
             lease_seconds=self._settings.lease_seconds,
+            floors=self._round.floors,
         )
         if claimed.now is not None:
             self._clock.set(claimed.now)
-        self._cursor = claimed.cursor
         with self._guard:
             for task in claimed.tasks:
-                self._busy[task.endpoint_id] += 1
-                if self._busy[task.endpoint_id] >= self._settings.slots:
-                    self._saturated.add(task.endpoint_id)
+                self._places.take(task.target.tenant_id, task.target.endpoint_id)
+            for endpoint_id, (allotted, given, _) in claimed.given.items():
+                self._places.found(endpoint_id, allotted, given)
         self._hand_over(claimed.tasks, before)
-        # Nothing behind the cursor says nothing about what is before it. But a whole round over the
-        # endpoints that found nothing is enough: those without free slots would keep it going.
-        self._found_in_round |= claimed.moved > 0
-        more = claimed.cut or self._found_in_round
-        if not claimed.cut:
-            self._found_in_round = False
+        more = self._round.note(claimed)
         return claimed.moved or promoted or int(more)
 
-    def _wait_for_room(self) -> int:
-        """How many tasks may be claimed: at once if an eighth of all places is free."""
-        places = self._settings.in_flight
+    def _allot(self, candidates: Sequence[Candidate]) -> list[int]:
+        with self._guard:
+            return self._places.allot(candidates, BATCH)
+
+    def _wait_for_room(self) -> bool:
+        """Whether there is a place to claim for: at once if there are enough to be worth a claim;
+        after a moment for what there is, since those that hang do not give theirs back.
+        """
         with self._room:
             while not self._stopping.is_set():
-                free = places - self._busy.total()
-                if free >= max(1, places // 8):
-                    return free
-                self._room.wait(POLL_SECONDS)
-        return 0
+                self._room.wait_for(self._has_enough_room, GATHER_SECONDS)
+                if self._places.free:
+                    return True
+        return False
+
+    def _has_enough_room(self) -> bool:
+        return self._places.free >= self._enough_room or self._stopping.is_set()
 
     def _hand_over(self, tasks: list[Claimed], claimed_at: float) -> None:
-        """Build, sign, submit; what cannot be signed for fails here, what is late goes back."""
+        """Give the transport what was claimed; it is signed when its turn comes."""
         settings = self._settings
-        latest = claimed_at + settings.lease_seconds
-        latest -= settings.timeout_seconds + settings.start_margin_seconds
-        requests, too_late = [], []
+        longest = settings.lease_seconds - 2 * settings.start_margin_seconds
+        latest = claimed_at + settings.lease_seconds - settings.start_margin_seconds
+        requests = []
         for task in tasks:
-            if time.monotonic() > latest:
-                too_late.append(Sending(task, self._clock.now()))
-                continue
-            sending = Sending(task, self._clock.now())
-            try:
-                requests.append(self._request(sending))
-            except Exception as error:
-                # Whatever is wrong with this row, it must not take its neighbours with it.
-                unforeseen = None if isinstance(error, UnreadableSecret) else error
-                log.error(
-                    "task_unsendable",
-                    task=f"task_{task.task_id}",
-                    error=str(error),
-                    exc_info=unforeseen,
-                )
-                self.done(Outcome(tag=sending, status_code=None, failure="unsendable"))
+            timeout = min(task.target.timeout_seconds or settings.timeout_seconds, longest)
+            requests.append(
+                Request(task.target.url, [], b"", timeout, task, self._fill, latest - timeout)
+            )
         if requests:
             self._transport.submit_many(requests)
-        if too_late:
-            self._release(too_late)
 
-    def _request(self, sending: Sending) -> Request:
-        """The request of one attempt: the same body on every try, signed anew at its time."""
-        task = sending.task
-        body = event_body(task.event_id, task.type, task.data)
-        signer = self._signer(task, sending.started_at)
-        headers = [
-            "content-type: application/json",
-            f"user-agent: Hookjetty/{__version__}",
-            f"webhook-attempt: {task.try_number}",
-            *signer.headers(f"evt_{task.event_id}", int(sending.started_at.timestamp()), body),
-        ]
+    def _fill(self, request: Request) -> None:
+        """Headers and body of one attempt: the same body on every try, signed anew at its time.
+
+        On the transport's thread. ``ValueError`` when it cannot be signed for.
+        """
+        task = cast("Claimed", request.tag)
+        now = self._clock.at(time.monotonic())
+        try:
+            signer = self._signer(task, now)
+            request.body = body = event_body(task.event_id, task.type, task.data)
+            request.headers = headers = [
+                "content-type: application/json",
+                USER_AGENT,
+                f"webhook-attempt: {task.try_number}",
+                *signer.headers(f"evt_{task.event_id}", int(now), body),
+            ]
+        except Exception as error:
+            # Whatever is wrong with this row, it must not take its neighbours with it.
+            log.error(
+                "task_unsendable",
+                task=f"task_{task.task_id}",
+                error=str(error),
+                exc_info=None if isinstance(error, UnreadableSecret) else error,
+            )
+            raise ValueError(str(error)) from error
         if task.replay_id is not None:
             headers.append(f"webhook-replay: rpl_{task.replay_id}")
-        return Request(
-            url=task.url,
-            headers=headers,
-            body=body,
-            timeout_seconds=self._settings.timeout_seconds,
-            tag=sending,
-        )
 
-    def _signer(self, task: Claimed, now: datetime) -> Signer:
+    def _signer(self, task: Claimed, now: float) -> Signer:
         """The endpoint's secret, and those replaced less than their overlap ago."""
-        stored = [task.secret]
-        for retired in task.retired_secrets:
-            if datetime.fromisoformat(retired["until"]) > now:
-                stored.append(retired["secret"])
-        return signer_for(self._vault, tuple(stored), task.tenant_id)
+        target = task.target
+        if not target.retired_secrets:
+            return signer_for(self._vault, (target.secret,), target.tenant_id)
+        moment = datetime.fromtimestamp(now, UTC)
+        valid = [
+            each["secret"]
+            for each in target.retired_secrets
+            if datetime.fromisoformat(each["until"]) > moment
+        ]
+        return signer_for(self._vault, (target.secret, *valid), target.tenant_id)
 
-    def _release(self, sendings: list[Sending]) -> None:
-        try:
-            db.ready(for_hot_statements=True)
-            claims.release([sending.task for sending in sendings])
-        except PeeweeException as error:
-            # Their leases end by themselves; then they are due again, as interrupted ones.
-            _lost_database("release", error)
-        for sending in sendings:
-            self._free_slot(sending.task.endpoint_id)
-
-    def _free_slot(self, endpoint_id: int) -> None:
-        """A slot is free again; claim when that lets a batch of tasks or an endpoint go on."""
-        slots, places = self._settings.slots, self._settings.in_flight
+    def _free_place(self, outcome: Outcome) -> None:
+        """A place is free again; claim when that lets a batch of tasks or an endpoint go on."""
+        task = cast("Claimed", outcome.tag)
+        target = task.target
+        places = self._places
         with self._room:
-            self._busy[endpoint_id] -= 1
-            left = self._busy[endpoint_id]
-            if not left:
-                del self._busy[endpoint_id]
-            if endpoint_id in self._saturated and left <= slots // 2:
-                self._saturated.discard(endpoint_id)
+            if outcome.failure is None:
+                if outcome.started_at is not None:
+                    places.widen(target.endpoint_id, target.slots)
+            elif _answer(outcome).shows_life is False:
+                places.narrow(target.endpoint_id)
+            if places.give_back(target.tenant_id, target.endpoint_id):
                 self._awake.set()
-            if places - self._busy.total() >= max(1, places // 8):
+            if places.free == self._enough_room:
                 self._room.notify()
 
     def _park(self, parked: bool) -> None:
@@ -299,42 +311,55 @@ class Engine:
         while self.in_flight or not self._stopping.is_set():
             self._to_record.wait()
             self._to_record.clear()
+            if len(self._finished) < min(BATCH // 2, self.in_flight):
+                self._stopping.wait(GATHER_SECONDS)
             self._record_finished()
         # An answer may have come between the last look and the decision that there is none.
         self._record_finished()
 
     def _record_finished(self) -> None:
-        while batch := self._next_batch():
-            self._record(batch)
+        while self._finished:
+            batch = [self._finished.popleft() for _ in range(min(BATCH, len(self._finished)))]
+            started = [each for each in batch if each.started_at is not None]
+            if started:
+                self._record([self._decided(each) for each in started])
+            if len(started) < len(batch):
+                self._release([each.tag for each in batch if each.started_at is None])
 
-    def _next_batch(self) -> list[Result]:
-        """What has finished while the last batch was being recorded: under load, many at once."""
-        batch: list[Result] = []
-        while self._finished and len(batch) < BATCH:
-            sending, outcome = self._finished.popleft()
-            batch.append(self._decided(sending, outcome))
-        return batch
-
-    def _decided(self, sending: Sending, outcome: Outcome) -> Result:
-        task = sending.task
+    def _decided(self, outcome: Outcome) -> Result:
+        task = cast("Claimed", outcome.tag)
+        assert outcome.started_at is not None
+        started_at = self._clock.at(outcome.started_at)
+        if outcome.failure is None:
+            return Result(task, started_at, outcome, DELIVERED)
         decision = decide(
-            Answer(outcome.status_code, outcome.failure, outcome.retry_after),
+            _answer(outcome),
             task.step,
-            self._settings.retry_schedule,
-            self._clock.now(),
+            task.target.retry_schedule or self._settings.retry_schedule,
+            datetime.fromtimestamp(self._clock.at(time.monotonic()), UTC),
             self._rng,
             jitter=self._settings.retry_jitter,
             probe=task.was_probe,
         )
-        return Result(task, sending.started_at, outcome, decision)
+        return Result(task, started_at, outcome, decision)
+
+    def _release(self, tasks: Sequence[object]) -> None:
+        """Give back what was too late to start. What fails here comes back when its lease ends."""
+        claimed = [cast("Claimed", task) for task in tasks]
+        try:
+            db.ready(for_hot_statements=True)
+            claims.release(claimed, _done_with(claimed))
+        except PeeweeException as error:
+            _lost_database("release", error)
 
     def _record(self, batch: list[Result]) -> None:
         """Record until it is recorded: what the receivers answered must not be lost."""
+        over = _done_with([result.task for result in batch])
         failures = 0
         while True:
             try:
                 db.ready(for_hot_statements=True)
-                record(batch)
+                record(batch, over)
                 break
             except PeeweeException as error:
                 _lost_database("record", error)
@@ -345,7 +370,32 @@ class Engine:
                     return  # their leases end by themselves
                 time.sleep(_back_off_seconds(failures))
                 failures += 1
-        info_many("attempt", map(_log_line, batch))
+        self._note_health(batch)
+        _log(batch)
+
+    def _note_health(self, batch: Sequence[Result]) -> None:
+        """Tell what may change something about the endpoints: failures, successes after some."""
+        told = {
+            each.task.target.endpoint_id
+            for each in batch
+            if matters(
+                _answer(each.outcome),
+                each.task.target.unwell or each.task.target.endpoint_id in self._unwell,
+            )
+        }
+        if not told:
+            return
+        heard = [
+            Heard(each.task.target.endpoint_id, each.task.was_probe, _answer(each.outcome))
+            for each in batch
+            if each.task.target.endpoint_id in told
+        ]
+        try:
+            unwell = holds.note(heard, self._rng, jitter=self._settings.retry_jitter)
+        except PeeweeException as error:
+            _lost_database("health", error)
+            return
+        self._unwell = (self._unwell - told) | unwell
 
     def _record_piecemeal(self, batch: list[Result]) -> None:
         """PostgreSQL refuses something in the batch.
@@ -363,14 +413,54 @@ class Engine:
             log.error("attempt_unrecordable", task=f"task_{batch[0].task.task_id}")
 
 
-class Sending:
-    """A task on its way: what the transport carries as its tag."""
+class Round:
+    """The way over all endpoints with ready tasks, a part of it with every claim."""
 
-    __slots__ = ("started_at", "task")
+    def __init__(self) -> None:
+        self._cursor = claims.START
+        self._visited: list[Cursor] = []
+        self._visit_again_at = 0.0
+        self._found_in_round = False
+        self._is_cut = False
+        # By endpoint: no live task that is ready was due before (claim.py, "floors").
+        self.floors: dict[int, float] = {}
+        self._look_anew_at = 0.0
 
-    def __init__(self, task: Claimed, started_at: datetime) -> None:
-        self.task = task
-        self.started_at = started_at
+    def visit(self, full_tenants: Sequence[int]) -> list[Cursor]:
+        """The next endpoints; those of last time once more while looking would take too long."""
+        began = time.monotonic()
+        if began >= self._look_anew_at:
+            self.look_anew()
+            self._look_anew_at = began + FLOORS_LAST_SECONDS
+        if began >= self._visit_again_at or not self._visited:
+            self._visited = claims.visit(self._cursor, full_tenants)
+            self._is_cut = len(self._visited) == claims.HOPS
+            self._cursor = self._visited[-1] if self._is_cut else claims.START
+            now = time.monotonic()
+            self._visit_again_at = now + (now - began) * (1 / VISITING_SHARE - 1)
+        return self._visited
+
+    def look_anew(self) -> None:
+        """Look at everything once more: tasks may be ready that are older than others were."""
+        self.floors.clear()
+
+    def note(self, claimed: claims.Claim) -> bool:
+        """What a claim found. Whether there may be more.
+
+        Nothing behind the cursor says nothing about what is before it. But a whole round over the
+        endpoints that found nothing is enough: those without free slots would keep it going.
+        """
+        for endpoint_id, (_, given, latest_due) in claimed.given.items():
+            if given:
+                self.floors[endpoint_id] = latest_due - FLOOR_SLACK_SECONDS
+        empty = {each for each, (most, given, _) in claimed.given.items() if given < most}
+        if empty:
+            self._visited = [each for each in self._visited if each.endpoint_id not in empty]
+        self._found_in_round |= claimed.moved > 0
+        more = self._is_cut or self._found_in_round
+        if not self._is_cut:
+            self._found_in_round = False
+        return more
 
 
 class DatabaseClock:
@@ -380,24 +470,46 @@ class DatabaseClock:
     """
 
     def __init__(self) -> None:
-        self._reading: tuple[datetime, float] | None = None
+        self._offset: float | None = None
 
-    def set(self, now: datetime) -> None:
-        """What the database's clock showed just now."""
-        self._reading = (now, time.monotonic())
+    def set(self, now: float) -> None:
+        """What the database's clock showed just now, in Unix seconds."""
+        self._offset = now - time.monotonic()
 
-    def now(self) -> datetime:
-        """The database's time. There is none before the first claim."""
-        assert self._reading is not None
-        then, read_at = self._reading
-        return then + timedelta(seconds=time.monotonic() - read_at)
+    def at(self, monotonic: float) -> float:
+        """The database's time, in Unix seconds, at a monotonic time; there is none before the first
+        claim.
+        """
+        assert self._offset is not None
+        return self._offset + monotonic
+
+
+def _answer(outcome: Outcome) -> Answer:
+    return Answer(outcome.status_code, outcome.failure, outcome.retry_after)
+
+
+def _done_with(tasks: Sequence[Claimed]) -> list[Lease]:
+    """Count tasks off their leases; returns the leases that have none left."""
+    over = []
+    for task in tasks:
+        task.lease.left -= 1
+        if not task.lease.left:
+            over.append(task.lease)
+    return over
 
 
 def event_body(event_id: int, event_type: str, data: str) -> bytes:
     """The body sent for an event: the same bytes on every attempt, the data as it came in."""
-    when = rfc3339(id_time(event_id))
+    second, milliseconds = divmod((event_id >> 12) + ID_EPOCH_MS, 1000)
+    when = f"{_rfc3339_second(second)}.{milliseconds:03}Z"
     head = f'{{"id":"evt_{event_id}","type":"{event_type}","timestamp":"{when}","data":'
     return f"{head}{data}}}".encode()
+
+
+@lru_cache(maxsize=1000)
+def _rfc3339_second(second: int) -> str:
+    """A Unix time in UTC without its fraction; many events of a second are sent at once."""
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 @lru_cache(maxsize=10_000)
@@ -425,13 +537,22 @@ def _back_off_seconds(failures: int) -> float:
     return BACK_OFF_SECONDS[min(failures, len(BACK_OFF_SECONDS) - 1)]
 
 
+def _log(batch: Sequence[Result]) -> None:
+    """A line for each attempt: at INFO for what failed. Successes are in the table, by thousands a
+    second.
+    """
+    failed = [each for each in batch if each.outcome.failure is not None]
+    info_many("attempt", map(_log_line, failed))
+    debug_many("attempt", (_log_line(each) for each in batch if each.outcome.failure is None))
+
+
 def _log_line(result: Result) -> dict[str, object]:
     task, outcome = result.task, result.outcome
     return {
         "task": f"task_{task.task_id}",
         "attempt": f"att_{task.attempt_id}",
-        "tenant": task.tenant_id,
-        "endpoint": f"ep_{task.endpoint_id}",
+        "tenant": task.target.tenant_id,
+        "endpoint": f"ep_{task.target.endpoint_id}",
         "event_id": f"evt_{task.event_id}",
         "number": task.try_number,
         "status_code": outcome.status_code,

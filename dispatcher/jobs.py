@@ -13,7 +13,7 @@ from functools import partial
 import structlog
 
 from app.db import db, retrying
-from app.models import Dispatcher
+from app.models import MADE_WITHIN, Dispatcher
 
 log = structlog.get_logger()
 
@@ -73,7 +73,8 @@ def replay_step() -> bool:
     with db.atomic():
         replay = db.execute_sql(
             """
-            SELECT r.id, r.tenant_id, r.endpoint_id, r.cursor_id, r.upto_id, n.events, n.status
+            SELECT r.id, r.tenant_id, r.endpoint_id, r.cursor_id, r.upto_id, n.events, n.status,
+                   n.status = 'active' AND n.hold_until IS NULL
             FROM hookjetty.replays r JOIN hookjetty.endpoints n ON n.id = r.endpoint_id
             WHERE r.status = 'running' ORDER BY r.cursor_id LIMIT 1
             FOR UPDATE OF r SKIP LOCKED
@@ -81,23 +82,41 @@ def replay_step() -> bool:
         ).fetchone()
         if replay is None:
             return False
-        replay_id, tenant_id, endpoint_id, cursor_id, upto_id, patterns, status = replay
+        replay_id, tenant_id, endpoint_id, cursor_id, upto_id, patterns, status, takes = replay
         last, looked_at, wanted = db.execute_sql(
             """
             WITH batch AS MATERIALIZED (
                 SELECT e.id, e.type FROM hookjetty.events e
-                WHERE e.tenant_id = %s AND e.id > %s AND e.id <= %s ORDER BY e.id LIMIT %s)
+                WHERE e.tenant_id = %(tenant)s AND e.id > %(cursor)s AND e.id <= %(upto)s
+                ORDER BY e.id LIMIT %(batch)s),
+            on_its_way AS MATERIALIZED (
+                -- Made with their events, or …
+                SELECT t.event_id FROM hookjetty.tasks t
+                WHERE t.endpoint_id = %(endpoint)s AND t.replay_id IS NULL
+                  AND t.id BETWEEN (SELECT min(id) FROM batch)
+                               AND (SELECT max(id) FROM batch) + (%(slack)s::bigint << 12)
+                  AND t.status IN ('pending', 'delivering', 'retry', 'waiting')
+                UNION ALL  -- … by another replay.
+                SELECT t.event_id FROM batch b JOIN hookjetty.tasks t ON t.event_id = b.id
+                WHERE t.endpoint_id = %(endpoint)s AND t.replay_id IS NOT NULL
+                  AND t.status IN ('pending', 'delivering', 'retry', 'waiting'))
             SELECT (SELECT max(id) FROM batch), (SELECT count(*) FROM batch), ARRAY(
                 SELECT b.id FROM batch b
-                WHERE %s::text[] && hookjetty.patterns_for(b.type) AND NOT EXISTS (
-                    SELECT FROM hookjetty.tasks t
-                    WHERE t.endpoint_id = %s AND t.event_id = b.id
-                      AND t.status IN ('pending', 'delivering', 'retry', 'waiting'))
+                WHERE %(patterns)s::text[] && hookjetty.patterns_for(b.type)
+                  AND b.id NOT IN (SELECT event_id FROM on_its_way)
                 ORDER BY b.id)
             """,
-            (tenant_id, cursor_id, upto_id, BATCH, patterns, endpoint_id),
+            {
+                "tenant": tenant_id,
+                "cursor": cursor_id,
+                "upto": upto_id,
+                "batch": BATCH,
+                "endpoint": endpoint_id,
+                "patterns": patterns,
+                "slack": int(MADE_WITHIN.total_seconds() * 1000),
+            },
         ).fetchone()
-        _make_replay_tasks(wanted, replay_id, tenant_id, endpoint_id, active=status == "active")
+        _make_replay_tasks(wanted, replay_id, tenant_id, endpoint_id, active=takes)
         over = looked_at < BATCH or status == "deleted"
         db.execute_sql(
             """
@@ -139,21 +158,32 @@ def _make_replay_tasks(
 def settle_step() -> bool:
     """Move a batch of one endpoint's open tasks to where its status wants them.
 
-    Whoever changes an endpoint's status writes only that row and sets ``settling``; the tasks
-    follow here. Each query reads an index that holds nothing but such tasks, never the history.
+    Whoever changes an endpoint's status or ends its hold writes only that row and sets
+    ``settling``; the tasks follow here. Each query reads an index that holds nothing but such
+    tasks, never the history. The tasks of an endpoint on hold stay where they are: the claim has
+    those wait that it meets.
+
+    In the first minute after a recovery the endpoint gets a batch when it has worked off the last
+    one: a million tasks would all be made ready, and to wait again if it fails in that minute.
     """
     with db.atomic():
         row = db.execute_sql(
             """
-            SELECT id, tenant_id, status, version FROM hookjetty.endpoints
-            WHERE settling ORDER BY updated_at LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
+            SELECT n.id, n.tenant_id, n.status, n.hold_until IS NOT NULL
+            FROM hookjetty.endpoints n
+            WHERE n.settling AND (
+                n.status = 'active' AND n.recovered_at > now() - interval '1 min' AND EXISTS (
+                    SELECT FROM hookjetty.tasks t
+                    WHERE t.ready AND t.tenant_id = n.tenant_id AND t.endpoint_id = n.id)
+            ) IS NOT TRUE
+            ORDER BY n.updated_at LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
             """
         ).fetchone()
         if row is None:
             return False
-        endpoint_id, tenant_id, status, _ = row
+        endpoint_id, tenant_id, status, on_hold = row
         if status == "active":
-            moved = _move("waiting", tenant_id, endpoint_id, to="ready")
+            moved = 0 if on_hold else _move("waiting", tenant_id, endpoint_id, to="ready")
         else:
             to = "canceled" if status == "deleted" else "waiting"
             moved = _move("ready", tenant_id, endpoint_id, to=to)
@@ -171,9 +201,10 @@ def settle_step() -> bool:
 _OPEN_TASKS = {
     "ready": "t.ready AND t.tenant_id = %(tenant)s AND t.endpoint_id = %(endpoint)s"
     " AND t.status IN ('pending', 'retry')",
-    "retry": "t.status = 'retry' AND NOT t.ready AND t.tenant_id = %(tenant)s"
+    "retry": "t.rare_status = 'retry' AND NOT t.ready AND t.tenant_id = %(tenant)s"
     " AND t.endpoint_id = %(endpoint)s",
-    "waiting": "t.status = 'waiting' AND t.endpoint_id = %(endpoint)s",
+    "waiting": "t.rare_status = 'waiting' AND t.endpoint_id = %(endpoint)s"
+    " ORDER BY t.lane, t.attempt_id NULLS FIRST, t.id",
 }
 _BECOMING = {
     "ready": "status = CASE tries WHEN 0 THEN 'pending' ELSE 'retry' END, ready = true,"
@@ -212,22 +243,23 @@ def _update_locked(select: str, parameters: dict[str, int], assignments: str) ->
 
 def sweep() -> bool:
     """Find what the races left: a publish that read an endpoint's old status commits after the
-    settling. A ready task of an endpoint that is not active is met by the claim; one that waits for
-    an endpoint that is active or deleted is met by nobody, so those endpoints settle again.
+    settling, and so does a claim that read it as on hold. A ready task of an endpoint that takes
+    none is met by the claim; one that waits for an endpoint that takes its tasks, or is deleted, is
+    met by nobody, so those endpoints settle again.
 
     Hops over the distinct endpoints with waiting tasks, however many each has.
     """
     db.execute_sql(
         """
         WITH RECURSIVE hop (endpoint_id) AS (
-            (SELECT min(endpoint_id) FROM hookjetty.tasks WHERE status = 'waiting')
+            (SELECT min(endpoint_id) FROM hookjetty.tasks WHERE rare_status = 'waiting')
             UNION ALL
             SELECT (SELECT min(t.endpoint_id) FROM hookjetty.tasks t
-                    WHERE t.status = 'waiting' AND t.endpoint_id > h.endpoint_id)
+                    WHERE t.rare_status = 'waiting' AND t.endpoint_id > h.endpoint_id)
             FROM hop h WHERE h.endpoint_id IS NOT NULL)
         UPDATE hookjetty.endpoints SET settling = true
-        WHERE id IN (SELECT endpoint_id FROM hop) AND status IN ('active', 'deleted')
-          AND NOT settling
+        WHERE id IN (SELECT endpoint_id FROM hop) AND NOT settling
+          AND (status = 'deleted' OR (status = 'active' AND hold_until IS NULL))
         """
     )
     db.execute_sql(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import codecs
 import functools
 import logging
+import math
 import re
 import resource
 import selectors
@@ -58,6 +59,7 @@ KEPT_RETRY_AFTER_CHARACTERS = 256
 # An idle connection is not used again after MAXAGE, no connection after MAXLIFETIME: receivers
 # move, and a name's addresses are asked for again every 60 s.
 IDLE_CONNECTION_SECONDS = 60
+MOST_CONNECTIONS = 4096
 CONNECTION_LIFETIME_SECONDS = 300
 
 NO_NAME = Answer()  # The URL has an address itself.
@@ -67,13 +69,20 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Request:
-    """A POST to be made. ``headers`` are whole lines (``"Name: value"``); ``tag`` comes back."""
+    """A POST to be made. ``headers`` are whole lines (``"Name: value"``); ``tag`` comes back.
+
+    ``fill``, if given, is called with the request right before it is sent, to set headers and body:
+    what is signed then bears the time at which it is sent. ``start_before`` is a monotonic time; a
+    request that could not be started before then is not started at all.
+    """
 
     url: str
     headers: list[str]
     body: bytes
     timeout_seconds: float
     tag: object = None
+    fill: Callable[[Request], None] | None = None
+    start_before: float = math.inf
 
 
 @dataclass(slots=True)
@@ -85,9 +94,11 @@ class Outcome:
     ``truncated``: the receiver's body was longer than what is kept, or did not end.
     ``resent``: libcurl sent the request twice, since a reused connection closed unanswered.
     ``detail`` is for operators' logs; it may tell what a tenant must not learn of our network.
+    ``started_at`` is a monotonic time; None: it was too late to start, and nothing was sent.
     """
 
     tag: object
+    started_at: float | None
     status_code: int | None = None
     failure: str | None = None
     resolve_us: int | None = None
@@ -140,7 +151,7 @@ class Transport:
         self._multi = pycurl.CurlMulti()
         self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._on_socket)
         self._multi.setopt(pycurl.M_TIMERFUNCTION, self._on_timer)
-        self._multi.setopt(pycurl.M_MAXCONNECTS, _connections(in_flight))
+        self._multi.setopt(pycurl.M_MAXCONNECTS, _connections())
         self._timer_at: float | None = None
         self._selector = selectors.DefaultSelector()
         self._wanted: dict[int, int] = {}
@@ -254,16 +265,29 @@ class Transport:
                 self._start(request)
             except Exception:
                 log.exception("a request could not be started")
-                self._done(Outcome(request.tag, failure="unsendable", detail="see the log"))
+                self._done(
+                    Outcome(
+                        request.tag, time.monotonic(), failure="unsendable", detail="see the log"
+                    )
+                )
 
     def _start(self, request: Request) -> None:
         """Find out where a request goes; send it, unless its name has to be asked for."""
         started_at = time.monotonic()
+        if started_at > request.start_before:
+            self._done(Outcome(request.tag, None))
+            return
         try:
             destination = self._destination(request.url)
         except Refused as refused:
             self._done(
-                Outcome(request.tag, failure="blocked_address", total_us=0, detail=str(refused))
+                Outcome(
+                    request.tag,
+                    started_at,
+                    failure="blocked_address",
+                    total_us=0,
+                    detail=str(refused),
+                )
             )
             return
         start = _Start(request, destination, started_at)
@@ -289,6 +313,7 @@ class Transport:
             self._done(
                 Outcome(
                     request.tag,
+                    start.started_at,
                     failure=answer.failure,
                     total_us=start.microseconds_until(now),
                     detail=answer.detail,
@@ -297,11 +322,15 @@ class Transport:
             return
         transfer = self._idle.pop() if self._idle else self._new_transfer()
         try:
+            if request.fill is not None:
+                request.fill(request)
             transfer.begin(start, answer.addresses, now)
             self._multi.add_handle(transfer.curl)
         except (TypeError, ValueError, pycurl.error) as error:
             self._idle.append(transfer)
-            self._done(Outcome(request.tag, failure="unsendable", detail=str(error)))
+            self._done(
+                Outcome(request.tag, start.started_at, failure="unsendable", detail=str(error))
+            )
             return
         self._active += 1
 
@@ -327,7 +356,9 @@ class Transport:
             outcome = transfer.outcome(code, message, now)
         except Exception:
             log.exception("a response could not be read")
-            outcome = Outcome(transfer.tag, failure="bad_response", detail="see the log")
+            outcome = Outcome(
+                transfer.tag, transfer.started_at, failure="bad_response", detail="see the log"
+            )
         self._idle.append(transfer)
         self._done(outcome)
 
@@ -550,6 +581,11 @@ class _Transfer:
         """Whose request this is."""
         return self._start.request.tag
 
+    @property
+    def started_at(self) -> float:
+        """When its request began (monotonic seconds)."""
+        return self._start.started_at
+
     def begin_again(self, now: float) -> None:
         """Prepare the handle once more, for another connection.
 
@@ -563,7 +599,7 @@ class _Transfer:
     def outcome(self, code: int, message: str, now: float) -> Outcome:
         """What came of it. ``code`` is libcurl's, 0 if it saw the end of the response."""
         curl, start = self.curl, self._start
-        outcome = Outcome(self.tag, total_us=start.microseconds_until(now))
+        outcome = Outcome(self.tag, start.started_at, total_us=start.microseconds_until(now))
         outcome.resent = self._sends > 1
         outcome.address = self._address()
         self._note_times(outcome)
@@ -688,16 +724,16 @@ class _Transfer:
         return 0 if self._body_bytes > MAX_BODY_BYTES else None
 
 
-def _connections(in_flight: int) -> int:
-    """How many connections may stay open, idle ones included: twice what works at a time.
+def _connections() -> int:
+    """How many connections may stay open, idle ones included.
 
-    Fewer would close connections to receivers that are only between two requests; more than half
-    of the descriptors this process may have would leave none for the database.
+    Fewer than there are busy receivers would open a new one for nearly every request; more than
+    half of the descriptors this process may have would leave none for the database.
     """
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if descriptors == resource.RLIM_INFINITY:
-        return 2 * in_flight
-    return min(2 * in_flight, max(16, descriptors // 2))
+        return MOST_CONNECTIONS
+    return min(MOST_CONNECTIONS, max(16, descriptors // 2))
 
 
 def _pin(destination: Destination, addresses: tuple[str, ...]) -> str:

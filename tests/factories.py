@@ -48,10 +48,23 @@ def publish(
     ).fetchone()
 
 
-def claim(cursor=claims.START, busy=None, *, limit=500, slots=20, steps=10, lease_seconds=60.0):
-    """One claim, as the engine makes it."""
+def claim(*, most=None, limit=500, slots=20, steps=10, lease_seconds=60.0, floors=None):
+    """One claim over the endpoints with ready tasks; ``most`` bounds some of them by their id."""
+
+    def allot(candidates):
+        left, parts = limit, []
+        for each in candidates:
+            parts.append(min(left, each.slots, (most or {}).get(each.endpoint_id, limit)))
+            left -= parts[-1]
+        return parts
+
     return claims.claim(
-        cursor, busy or {}, limit=limit, slots=slots, steps=steps, lease_seconds=lease_seconds
+        claims.visit(claims.START),
+        allot,
+        slots=slots,
+        steps=steps,
+        lease_seconds=lease_seconds,
+        floors=floors,
     )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -18,8 +20,8 @@ def test_a_due_task_comes_with_all_that_sending_it_needs():
     endpoint = make_endpoint(7, "https://example.com/hook")
     event, _ = publish(7, "export.done", {"rows": 3})
     (task,) = claim().tasks
-    assert (task.tenant_id, task.endpoint_id, task.event_id) == (7, endpoint, event)
-    assert (task.type, task.data, task.url) == (
+    assert (task.target.tenant_id, task.target.endpoint_id, task.event_id) == (7, endpoint, event)
+    assert (task.type, task.data, task.target.url) == (
         "export.done",
         '{"rows": 3}',
         "https://example.com/hook",
@@ -42,28 +44,63 @@ def test_every_endpoint_gives_at_most_its_free_slots():
     for _ in range(30):
         publish(1)
     publish(2)
-    claimed = claim(slots=20, busy={flooded: 15})
-    assert Counter(task.endpoint_id for task in claimed.tasks) == {flooded: 5, quiet: 1}
+    claimed = claim(slots=20, most={flooded: 5})
+    assert Counter(task.target.endpoint_id for task in claimed.tasks) == {flooded: 5, quiet: 1}
+    given = {endpoint: counts[:2] for endpoint, counts in claimed.given.items()}
+    assert given == {flooded: (5, 5), quiet: (20, 1)}
 
 
-def test_the_limit_cuts_and_the_next_claim_goes_on_behind_it():
-    endpoints = [make_endpoint(tenant) for tenant in (1, 2, 3)]
+def test_an_endpoint_may_have_slots_a_timeout_and_a_schedule_of_its_own():
+    make_endpoint(1, slots=3, timeout_seconds=2.5, retry_schedule=[0, 1])
+    for _ in range(5):
+        publish(1)
+    tasks = claim(slots=20).tasks
+    assert len(tasks) == 3
+    assert (tasks[0].target.timeout_seconds, tasks[0].target.retry_schedule) == (2.5, [0, 1])
+
+
+def test_after_a_recovery_an_endpoint_has_few_slots_at_first():
+    endpoint = make_endpoint(1)
+    db.execute_sql("UPDATE hookjetty.endpoints SET recovered_at = now() WHERE id = %s", (endpoint,))
+    for _ in range(5):
+        publish(1)
+    assert len(claim().tasks) == 1
+
+
+def test_a_visit_goes_on_behind_the_cursor():
     for tenant in (1, 2, 3):
-        for _ in range(10):
-            publish(tenant)
-    first = claim(limit=10, slots=10)
-    second = claim(first.cursor, limit=10, slots=10)
-    assert {task.endpoint_id for task in first.tasks} == {endpoints[0]}
-    assert {task.endpoint_id for task in second.tasks} == {endpoints[1]}
-    assert first.cut and first.cursor == claims.Cursor(1, endpoints[0])
+        make_endpoint(tenant)
+        publish(tenant)
+    first = claims.visit(claims.START, hops=2)
+    assert [each.tenant_id for each in first] == [1, 2]
+    assert [each.tenant_id for each in claims.visit(first[-1], hops=2)] == [3]
+    assert claims.visit(claims.Cursor(9, 9)) == []
 
 
-def test_at_the_end_of_the_endpoints_the_claims_start_over():
-    make_endpoint(5)
-    publish(5)
-    past_the_end = claim(claims.Cursor(9, 9))
-    assert past_the_end.tasks == [] and past_the_end.cursor == claims.START
-    assert len(claim(past_the_end.cursor).tasks) == 1
+def test_of_a_tenant_that_may_not_have_more_one_endpoint_is_visited():
+    for tenant in (1, 1, 1, 2):
+        make_endpoint(tenant)
+    for tenant in (1, 2):
+        publish(tenant)
+    visited = claims.visit(claims.START, full_tenants=[1])
+    assert [each.tenant_id for each in visited] == [1, 2]
+
+
+def test_a_floor_hides_what_was_due_before_it_but_no_replay():
+    endpoint = make_endpoint(1)
+    for _ in range(3):
+        publish(1)
+    db.execute_sql(
+        "UPDATE hookjetty.tasks SET next_try_at = now() - interval '1 h', lane = 1, replay_id = 1"
+        " WHERE id = (SELECT min(id) FROM hookjetty.tasks)"
+    )
+    replayed, old, new = (row["id"] for row in task_rows())
+    db.execute_sql(
+        "UPDATE hookjetty.tasks SET next_try_at = now() - interval '1 h' WHERE id = %s", (old,)
+    )
+    floor = {endpoint: time.time() - 60}
+    assert {task.task_id for task in claim(floors=floor).tasks} == {replayed, new}
+    assert [task.task_id for task in claim().tasks] == [old]
 
 
 def test_live_tasks_go_before_replayed_ones():
@@ -131,22 +168,26 @@ def test_600_tasks_without_an_event_delay_a_due_task_by_no_more_than_one_claim()
     live = make_endpoint(2)
     publish(2)
     claimed = claim(slots=20)
-    assert [task.endpoint_id for task in claimed.tasks] == [live]
+    assert [task.target.endpoint_id for task in claimed.tasks] == [live]
     while claim(slots=500).moved:
         pass
     assert Counter(row["failure"] for row in task_rows("tenant_id = 1")) == {"expired": 600}
     assert {row["status"] for row in task_rows("tenant_id = 1")} == {"failed"}
 
 
-def test_200_endpoints_with_nothing_due_do_not_hide_the_next_one():
-    for tenant in range(1, 201):
+def test_tasks_that_somebody_else_has_locked_hide_nothing():
+    for tenant in (1, 2):
         make_endpoint(tenant)
         publish(tenant)
-    for _ in range(3):
-        claim()
-    due = make_endpoint(500)
-    publish(500)
-    assert [task.endpoint_id for task in claim(limit=10).tasks] == [due]
+    with ThreadPoolExecutor(1) as thread, db.atomic():
+        db.execute_sql("SELECT FROM hookjetty.tasks WHERE tenant_id = 1 FOR UPDATE")
+        tasks = thread.submit(_claim_elsewhere).result(10)
+    assert [task.target.tenant_id for task in tasks] == [2]
+
+
+def _claim_elsewhere() -> list[claims.Claimed]:
+    with db.connection_context():
+        return claim().tasks
 
 
 @pytest.mark.parametrize(
@@ -171,22 +212,36 @@ def test_a_ready_task_of_an_endpoint_that_is_not_active_leaves_the_queue(status,
     assert (row["status"], row["ready"], row["next_try_at"]) == (becomes, False, None)
 
 
-def test_the_tasks_of_an_endpoint_on_hold_wait_for_its_end():
-    endpoint = make_endpoint(hold_until="2999-01-01T00:00:00Z")
+@pytest.mark.parametrize(("hold", "status"), [("1 hour", "waiting"), ("-1 hour", "pending")])
+def test_the_tasks_of_an_endpoint_on_hold_are_not_sent(hold, status):
+    """Those of a long one are put aside; a hold that is over soon, or any moment, is skipped."""
+    make_endpoint()
     publish()
+    db.execute_sql("UPDATE hookjetty.endpoints SET hold_until = now() + %s::interval", (hold,))
     assert claim().tasks == []
-    (row,) = task_rows()
-    assert (row["status"], row["ready"], row["next_try_at"].year) == ("pending", False, 2999)
-    assert endpoint == row["endpoint_id"]
+    assert task_rows()[0]["status"] == status
+
+
+def test_a_probe_goes_before_all_that_is_ready():
+    endpoint = make_endpoint()
+    for _ in range(300):
+        publish()
+    db.execute_sql(
+        "UPDATE hookjetty.tasks SET probe = true WHERE id = (SELECT max(id) FROM hookjetty.tasks)"
+    )
+    db.execute_sql("UPDATE hookjetty.endpoints SET hold_until = now() + interval '1 h'")
+    (task,) = claim().tasks
+    assert task.was_probe and task.target.endpoint_id == endpoint
 
 
 def test_a_probe_passes_a_hold_once():
-    make_endpoint(hold_until="2999-01-01T00:00:00Z")
+    make_endpoint()
     publish()
+    db.execute_sql("UPDATE hookjetty.endpoints SET hold_until = now() + interval '1 h'")
     db.execute_sql("UPDATE hookjetty.tasks SET probe = true")
     (task,) = claim().tasks
     assert task.was_probe
-    assert task_rows()[0]["probe"] is False
+    assert claim().tasks == []
 
 
 def test_a_released_task_is_as_if_it_had_not_been_claimed():
@@ -243,8 +298,15 @@ def test_the_claim_reads_the_queue_and_not_the_history():
     publish()
     claims.promote()
     claim()
+    claims.seconds_to_next_due()
     text = ""
-    for statement in ("pick(0, 0, '{}', '{}', 20, 500)", "move('{1,2}', 10, 60)", "due(1000)"):
+    for statement in (
+        "visit(0, 0, '{}', 125)",
+        "take('{7}', '{1}', '{20}', '{0}')",
+        "deliver('{1,2}', 1)",
+        "due(1000)",
+        "next_due",
+    ):
         text += "\n".join(r[0] for r in db.execute_sql(f"EXPLAIN EXECUTE {statement}").fetchall())
     assert "Seq Scan on tasks" not in text and "Hash Join" not in text and "Merge Join" not in text
     assert "Index" in text

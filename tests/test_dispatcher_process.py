@@ -42,7 +42,12 @@ def receiver(tmp_path: Path) -> Iterator[RecordingReceiver]:
 def run_to_its_end(database: str, **settings: str) -> subprocess.CompletedProcess[str]:
     """A dispatcher that is expected to refuse to work."""
     plain = {name: value for name, value in os.environ.items() if "HOOKJETTY" not in name}
-    given = {"DATABASE_URL": database, "SECRET_KEYS": SECRET_KEY, "VAR": "/nonexistent"} | settings
+    given = {
+        "DATABASE_URL": database,
+        "SECRET_KEYS": SECRET_KEY,
+        "VAR": "/nonexistent",
+        "DISPATCHERS": "1",
+    } | settings
     return subprocess.run(
         [sys.executable, "-m", "dispatcher"],
         cwd=ROOT,
@@ -173,17 +178,17 @@ def test_told_to_stop_it_finishes_what_is_in_flight_and_takes_nothing_new(
             add_endpoint(tenant_id, receiver.url(f"/{tenant_id}", delay=1))
             for _ in range(30):
                 publish(tenant_id)
-        wait_until(lambda: len(receiver.seen) == 50)  # 5 endpoints' slots
+        wait_until(lambda: len(receiver.seen) == 10)  # 5 endpoints' first windows
         told_at = time.time()
         dispatcher.send_signal(number)
         assert dispatcher.wait(5) == 0
         assert time.time() - told_at < 3
         live.dispatchers.clear()
-        assert len(receiver.seen) == 50
-        assert [row["status_code"] for row in attempt_rows()] == [200] * 50
+        assert len(receiver.seen) == 10
+        assert [row["status_code"] for row in attempt_rows()] == [200] * 10
         assert Counter((row["status"], row["tries"]) for row in task_rows()) == {
-            ("delivered", 1): 50,
-            ("pending", 0): 100,
+            ("delivered", 1): 10,
+            ("pending", 0): 140,
         }
         assert not count("dispatchers")
         # What was left is delivered by the next one, and nothing twice.
@@ -221,7 +226,12 @@ def test_signals_that_were_inherited_as_ignored_are_heeded(database):
     with subprocess.Popen(
         ["sh", "-c", ignoring, "sh", sys.executable, "-m", "dispatcher"],
         cwd=ROOT,
-        env=plain | {"HOOKJETTY_DATABASE_URL": database, "HOOKJETTY_SECRET_KEYS": SECRET_KEY},
+        env=plain
+        | {
+            "HOOKJETTY_DATABASE_URL": database,
+            "HOOKJETTY_SECRET_KEYS": SECRET_KEY,
+            "HOOKJETTY_DISPATCHERS": "1",
+        },
         stdout=subprocess.DEVNULL,
         start_new_session=True,
     ) as dispatcher:

@@ -15,7 +15,9 @@ import standardwebhooks
 
 from app import __version__
 from app.db import db
-from dispatcher.engine import Sending
+from dispatcher.claim import Claimed
+from dispatcher.engine import Engine
+from dispatcher.fairness import FIRST_WINDOW
 from dispatcher.record import Result
 from dispatcher.retry import Delivered
 from dispatcher.transport import Outcome
@@ -249,7 +251,7 @@ def test_an_answer_that_cannot_be_stored_takes_neither_its_neighbours_nor_itself
         for _ in range(3):
             publish()
         results = [
-            Result(task, datetime.now(UTC), Outcome(None, 200, response_body="fine"), Delivered())
+            Result(task, time.time(), Outcome(None, 0.0, 200, response_body="fine"), Delivered())
             for task in claim().tasks
         ]
         results[1].outcome.response_body = "a NUL: \0"
@@ -292,12 +294,12 @@ def test_a_drain_finishes_what_is_in_flight_and_claims_nothing_more():
         add_endpoint(7, receiver.url())
         for _ in range(30):
             publish()
-        with running_engine(SLOTS="20") as engine:
-            wait_until(lambda: receiver.connections == 20)
+        with running_engine() as engine:
+            wait_until(lambda: receiver.connections == FIRST_WINDOW)
         assert engine.in_flight == 0
     statuses = Counter(row["status"] for row in task_rows())
-    assert statuses == {"delivered": 20, "pending": 10}
-    assert len(attempt_rows()) == 20
+    assert statuses == {"delivered": FIRST_WINDOW, "pending": 30 - FIRST_WINDOW}
+    assert len(attempt_rows()) == FIRST_WINDOW
 
 
 def test_a_drain_gives_back_what_was_never_started():
@@ -312,7 +314,8 @@ def test_a_drain_gives_back_what_was_never_started():
     parts.transport.start()
     parts.transport.stop()
     (task,) = task_rows()
-    assert task | {"next_try_at": None} == before[0] | {"next_try_at": None}
+    later = {"next_try_at": None, "due_at": None}
+    assert task | later == before[0] | later
     assert not attempt_rows()
 
 
@@ -323,9 +326,10 @@ def test_what_was_claimed_too_long_ago_is_given_back_unsent():
         publish()
         claimed = claim()
         parts.engine._clock.set(claimed.now)
-        parts.engine._busy[claimed.tasks[0].endpoint_id] += 1
+        take_places(parts.engine, claimed.tasks)
         parts.engine._hand_over(claimed.tasks, claimed_at=time.monotonic() - 41)  # 60 - 15 - 5 + 1
-        assert parts.engine.in_flight == 0
+        wait_until(lambda: parts.engine.in_flight == 0)
+        parts.engine._record_finished()
         assert receiver.connections == 0
     (task,) = task_rows()
     assert (task["status"], task["ready"], task["tries"]) == ("pending", True, 0)
@@ -339,9 +343,9 @@ def test_an_answer_that_comes_at_the_very_end_of_a_drain_is_written_down():
         engine, claimed = parts.engine, claim()
         (task,) = claimed.tasks
         engine._clock.set(claimed.now)
-        engine._busy[task.endpoint_id] = 1
+        take_places(engine, claimed.tasks)
         engine._stopping.set()
-        answers = [Outcome(Sending(task, claimed.now), status_code=200)]
+        answers = [Outcome(task, time.monotonic(), status_code=200)]
 
         class Finished(deque):
             """The answer arrives just after it was seen that there is none."""
@@ -359,6 +363,12 @@ def test_an_answer_that_comes_at_the_very_end_of_a_drain_is_written_down():
     assert task_rows()[0]["status"] == "delivered"
 
 
+def take_places(engine: Engine, tasks: list[Claimed]) -> None:
+    """As the claim does before it hands tasks over."""
+    for task in tasks:
+        engine._places.take(task.target.tenant_id, task.target.endpoint_id)
+
+
 # ------------------------------------------------------------------------------------ fair shares
 
 
@@ -367,12 +377,26 @@ def test_an_endpoint_has_at_most_its_slots_in_flight():
         add_endpoint(7, hanging.url())
         for _ in range(10):
             publish()
-        with running_engine(SLOTS="3", TIMEOUT_SECONDS="1"):
-            wait_until(lambda: hanging.connections == 3)
+        with running_engine(SLOTS="1", TIMEOUT_SECONDS="1"):
+            wait_until(lambda: hanging.connections == 1)
             time.sleep(0.3)
-            assert hanging.connections == 3
-            assert count("tasks WHERE status = 'delivering'") == 3
-            wait_until(lambda: hanging.connections > 3)
+            assert hanging.connections == 1
+            assert count("tasks WHERE status = 'delivering'") == 1
+            wait_until(lambda: hanging.connections > 1)
+
+
+def test_an_endpoint_is_met_by_few_tasks_at_first_and_by_more_with_each_success():
+    with Receiver(answer(OK, delay=0.2)) as receiver:
+        add_endpoint(7, receiver.url())
+        for _ in range(40):
+            publish()
+        with running_engine(SLOTS="8"):
+            wait_until(lambda: receiver.connections == FIRST_WINDOW)
+            time.sleep(0.1)
+            assert count("tasks WHERE status = 'delivering'") == FIRST_WINDOW
+            wait_until(lambda: count("tasks WHERE status = 'delivering'") == 8)
+            wait_until(all_done)
+    assert receiver.connections == 8
 
 
 def test_a_replay_yields_to_live_events():

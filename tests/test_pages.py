@@ -19,7 +19,7 @@ def history(database: str) -> None:
     for number in range(3):
         make_endpoint(7, f"https://app/{number}")
     publish()
-    (now,) = db.execute_sql("SELECT hookjetty.id_at(now()) - 40000").fetchone()
+    (now,) = db.execute_sql("SELECT hookjetty.id_at(now() - interval '1 min')").fetchone()
     db.execute_sql(
         "INSERT INTO hookjetty.tasks (id, tenant_id, endpoint_id, event_id, status, ready)"
         " SELECT %s + n, 7, 1 + mod(n, 3), n, 'delivered', false FROM generate_series(1, 30000) n",
@@ -39,6 +39,10 @@ def history(database: str) -> None:
                 "dns" if status == "failed" else None,
             ),
         )
+    db.execute_sql(
+        "INSERT INTO hookjetty.leases SELECT 1, now(), array_agg(id) FROM hookjetty.tasks"
+        " WHERE status = 'delivering'"
+    )
     db.execute_sql("ANALYZE hookjetty.tasks")
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from app.db import db
+from dispatcher.fairness import FIRST_WINDOW
 from tests import hostile
 from tests.acceptance.receiver import RecordingReceiver
 from tests.dispatching import Dispatchers, add_endpoint, all_done, count, wait_until
@@ -53,7 +54,7 @@ def test_ten_endpoints_on_a_silent_name_server_slow_nobody(
             wait_until(lambda: len(names.asked) == 10)
             assert seconds_to_deliver(receiver, 60) < 2
             # The silent ones are tried and fail within the 5 s that a name may take.
-            wait_until(lambda: count("attempts WHERE failure = 'dns'") >= 200, 10)
+            wait_until(lambda: count("attempts WHERE failure = 'dns'") >= 20, 10)
     assert {row["failure"] for row in attempt_rows(f"tenant_id = {BAD}")} == {"dns"}
 
 
@@ -67,13 +68,14 @@ def test_a_hanging_endpoint_with_100_events_slows_nobody(
                 add_endpoint(HEALTHY, receiver.url(f"/{number}"))
             for _ in range(100):
                 publish(BAD)
-            wait_until(lambda: hanging.connections == 20)  # its slots
+            wait_until(lambda: hanging.connections == FIRST_WINDOW)
             assert seconds_to_deliver(receiver, 60) < 2
-            assert hanging.connections == 20
-            wait_until(lambda: hanging.connections == 40, 10)
+            assert hanging.connections == FIRST_WINDOW
+            wait_until(lambda: count("endpoints WHERE hold_until IS NOT NULL"), 20)
             assert seconds_to_deliver(receiver, 60) < 2
     timeouts = attempt_rows("failure = 'timeout'")
-    assert len(timeouts) >= 20
+    assert len(timeouts) >= 5
+    assert len(timeouts) < 10  # of 100 tasks: the others were spared
     assert all(3_000_000 <= row["total_us"] < 4_000_000 for row in timeouts)
 
 
@@ -123,7 +125,10 @@ def test_retry_after_holds_the_endpoint_and_is_then_the_next_try(
     with Dispatchers(database, **ONE_TRY):
         endpoint = add_endpoint(BAD, receiver.url(status=status, times=1, retry_after=2))
         publish(BAD)
-        wait_until(lambda: count("tasks WHERE status = 'retry'"))
+        wait_until(lambda: count("endpoints WHERE hold_until IS NOT NULL"))
+        (row,) = rows(
+            db.execute_sql("SELECT hold_until FROM hookjetty.endpoints WHERE id = %s", (endpoint,))
+        )
         publish(BAD)
         wait_until(all_done, 10)
     refused, *accepted = receiver.seen
@@ -131,9 +136,6 @@ def test_retry_after_holds_the_endpoint_and_is_then_the_next_try(
     # A dispatcher's idea of the database's time is late by what the answer took to arrive.
     assert all(1.9 <= request.at - refused.at < 4 for request in accepted)
     (attempt,) = attempt_rows(f"status_code = {status}")
-    (row,) = rows(
-        db.execute_sql("SELECT hold_until FROM hookjetty.endpoints WHERE id = %s", (endpoint,))
-    )
     held = row["hold_until"] - attempt["started_at"]
     assert timedelta(seconds=2) <= held < timedelta(seconds=3)
 

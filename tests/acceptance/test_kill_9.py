@@ -35,6 +35,7 @@ def test_5000_events_survive_a_dispatcher_that_is_killed_again_and_again(
         LEASE_SECONDS=str(LEASE_SECONDS),
         TIMEOUT_SECONDS="2",
         IN_FLIGHT=str(IN_FLIGHT),
+        LOG_LEVEL="debug",  # kill_while_it_delivers reads of attempts
     ) as live:
         secrets = register_endpoints(live, receiver)
         published: list[str] = []
