@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
-from peewee import DataError
+from peewee import DataError, OperationalError
 
-from app import errors
-from app.db import db, sqlstate
+from app import errors, ratelimit, strictjson
+from app.db import db, is_conflict, retrying, sqlstate
 
 MAX_BATCH = 1000
 MAX_DATA_BYTES = 256 * 1024
@@ -38,71 +40,67 @@ def publish(tenant_id: int, event: NewEvent) -> Published:
 
     ``invalid_request`` names the field that PostgreSQL refused.
     """
-    try:
+    with _refusals():
         cursor = db.execute_sql(
-            "SELECT event_id, tasks, pg_current_xact_id()::text"
-            " FROM hookjetty.publish_event(%s, %s, %s, %s)",
+            "SELECT * FROM hookjetty.publish(%s, %s, %s::json, %s)",
             (tenant_id, event.type, event.data, event.key),
         )
-    except DataError as error:
-        raise _refusal(error) from error
-    event_id, tasks, transaction = cursor.fetchone()
-    is_new = event.key is None or _was_made_by(transaction, event_id)
-    return Published(event_id, tasks, is_new)
+    return Published(*cursor.fetchone())
+
+
+def publish_within_limit(tenant_id: int, type_: str, body: str, key: str | None) -> Published:
+    """Publish the ``data`` of a request's body, which is known to be good JSON, as an event.
+
+    Takes one event of the tenant's bucket before, in a transaction of its own and all in one
+    statement, so no transaction may be open. Raises as ``publish`` and ``Limits.publish`` do.
+    """
+    try:
+        with _refusals():
+            cursor = db.execute_sql(
+                "CALL hookjetty.publish_within_limit("
+                "%s, %s, %s::json -> 'data', %s, %s, NULL, NULL, NULL, NULL)",
+                (tenant_id, type_, body, key, ratelimit.EVENTS_PER_SECOND),
+            )
+    except OperationalError as error:
+        if not is_conflict(error):
+            raise
+        # The bucket was paid; somebody else's transaction takes keys in another order.
+        event = strictjson.event_fields(body.encode())
+        return retrying(lambda: publish(tenant_id, NewEvent(type_, event.data_text or "", key)))
+    wait, *published = cursor.fetchone()
+    if wait is not None:
+        raise ratelimit.too_many_events(wait)
+    return Published(*published)
 
 
 def publish_batch(tenant_id: int, events: Sequence[NewEvent]) -> list[Published]:
-    """Publish all of them or, if one cannot be accepted, none: its place is in the error's fields.
+    """Publish all of them or, if one cannot be accepted, none: the error's fields say which."""
+    listed = ",".join(
+        f'{{"type":{json.dumps(event.type)},"data":{event.data}'
+        + ("}" if event.key is None else f',"key":{json.dumps(event.key)}}}')
+        for event in events
+    )
+    return publish_batch_of(tenant_id, f'{{"events":[{listed}]}}')
 
-    One statement. It takes the events by their keys in sorted order, so that two batches with keys
-    in common wait for each other and never for each other both ways.
-    """
-    order = sorted(range(len(events)), key=lambda place: (events[place].key or "", place))
-    columns = [[getattr(events[place], name) for place in order] for name in NewEvent._fields]
+
+def publish_batch_of(tenant_id: int, body: str) -> list[Published]:
+    """The same for the ``events`` of a request's body, which is known to be good JSON."""
+    with _refusals():
+        rows = db.execute_sql(
+            "SELECT * FROM hookjetty.publish_events(%s, %s::json -> 'events')", (tenant_id, body)
+        ).fetchall()
+    return [Published(*row) for row in rows]
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """PostgreSQL's reason: ``field: reason`` of our functions, or what json could not hold."""
     try:
-        with db.atomic():
-            rows = db.execute_sql(
-                """
-                SELECT p.event_id, p.tasks
-                FROM unnest(%s::text[], %s::text[], %s::text[]) WITH ORDINALITY
-                     AS e (type, data, key, place)
-                CROSS JOIN LATERAL hookjetty.publish_event(%s, e.type, e.data::json, e.key) p
-                ORDER BY e.place
-                """,
-                (*columns, tenant_id),
-            ).fetchall()
-    except DataError:
-        _find_refused(tenant_id, events)
-        raise
-    by_place = dict(zip(order, rows, strict=True))
-    return [Published(*by_place[place]) for place in range(len(events))]
-
-
-def _was_made_by(transaction: str, event_id: int) -> bool:
-    """Whether that transaction made the event, rather than having found its key."""
-    row = db.execute_sql(
-        "SELECT xid = %s::xid8 FROM hookjetty.events WHERE id = %s", (transaction, event_id)
-    ).fetchone()
-    return row is not None and row[0]
-
-
-def _find_refused(tenant_id: int, events: Sequence[NewEvent]) -> None:
-    """Publish them one by one, for nothing, and raise what the first refused one is refused for."""
-    with db.atomic() as trial:
-        for place, event in enumerate(events):
-            try:
-                publish(tenant_id, event)
-            except errors.Error as error:
-                details = {f"events.{place}.{name}": why for name, why in error.details.items()}
-                raise errors.Error(error.code, f"events.{place}.{error.message}", details) from None
-        trial.rollback()
-
-
-def _refusal(error: DataError) -> errors.Error:
-    """PostgreSQL's reason: ``field: reason`` of publish_event, or what json could not hold."""
-    # Peewee's own stubs do not know where it keeps psycopg2's error.
-    message: str = error.orig.diag.message_primary  # type: ignore[attr-defined]
-    field, separator, reason = message.partition(": ")
-    if sqlstate(error) == INVALID_PARAMETER_VALUE and separator:
-        return errors.invalid(field, reason)
-    return errors.invalid("data", message)
+        yield
+    except DataError as error:
+        # Peewee's own stubs do not know where it keeps psycopg2's error.
+        message: str = error.orig.diag.message_primary  # type: ignore[attr-defined]
+        field, separator, reason = message.partition(": ")
+        if sqlstate(error) == INVALID_PARAMETER_VALUE and separator:
+            raise errors.invalid(field, reason) from error
+        raise errors.invalid("data", message) from error

@@ -41,7 +41,12 @@ class Limits:
             (f"events:{tenant_id}", events, EVENTS_PER_SECOND, EVENTS_PER_SECOND),
         )
         if wait is not None:
-            raise _too_many(f"{EVENTS_PER_SECOND:,} events per second", wait)
+            raise too_many_events(wait)
+
+
+def too_many_events(wait_seconds: float) -> errors.Error:
+    """What is raised when the bucket of events is empty for so long."""
+    return _too_many(f"{EVENTS_PER_SECOND:,} events per second", wait_seconds)
 
 
 def _hit(tenant_id: int, what: str, at_most: int, seconds: int) -> None:

@@ -25,6 +25,7 @@ MAX_TYPE_CHARACTERS = 128
 
 _INTEGER = f"must be an integer from 1 to {LARGEST_ID}"
 _SEGMENTS = r"[a-zA-Z0-9_]+(\.[a-zA-Z0-9_]+)*"
+_is_segments = re.compile(_SEGMENTS).fullmatch
 
 
 def parse_id(prefix: str, text: str, field: str | None = None) -> int:
@@ -199,6 +200,19 @@ class EventType(Text):
         if text.startswith("hookjetty."):
             raise ValidationError("the prefix hookjetty. is reserved for operational events")
         return text
+
+
+def is_event_type(text: str) -> bool:
+    """Whether ``EventType`` accepts it.
+
+    >>> [is_event_type(each) for each in ("export.done", "x", "a..b", "hookjetty.x", "")]
+    [True, True, False, False, False]
+    """
+    return (
+        len(text) <= MAX_TYPE_CHARACTERS
+        and _is_segments(text) is not None
+        and not text.startswith("hookjetty.")
+    )
 
 
 class JsonText(str):

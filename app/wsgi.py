@@ -12,6 +12,7 @@ from app.blueprints import admin, ops
 from app.blueprints.common import Api, Service, install
 from app.blueprints.tenant import endpoints, events, replays, surface, tasks
 from app.db import db, is_away, open_database
+from app.ingest import Ingest
 from app.settings import Settings, load
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,14 @@ def create_app(settings: Settings | None = None) -> Flask:
     api = Api(app)
     for module in (admin, endpoints, events, tasks, replays, ops):
         api.register_blueprint(module.blp)
+
+    app.wsgi_app = Ingest(  # type: ignore[assignment]  # what Flask documents
+        app.wsgi_app,
+        f"{surface.PREFIX}/events",
+        service.tokens,
+        service.limits,
+        lambda: service.is_checked,
+    )
 
     open_database(settings.database_url or "", "hookjetty api")
     try:

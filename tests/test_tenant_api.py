@@ -665,7 +665,7 @@ class TestReplay:
         message = invalid(self.start(owner, endpoint, "failing_since"))
         assert message == f"from: endpoint {endpoint} is not failing; name a time or an event"
         since = datetime.now(UTC).replace(microsecond=123000) - timedelta(minutes=1)
-        set_state(endpoint, failing_since=since)
+        set_state(endpoint, failures=1, failing_since=since)
         answered(self.start(owner, endpoint, "failing_since"), 202)
         assert self.row()["from_id"] == id_at(since)
 
@@ -830,7 +830,7 @@ class TestOneEndpoint:
     def test_shows_since_when_it_fails(self, owner):
         made = register(owner)
         since = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-        set_state(made["endpoint_id"], failing_since=since)
+        set_state(made["endpoint_id"], failures=1, failing_since=since)
         read = owner.get(f"/endpoints/{made['endpoint_id']}").json
         assert read["failing_since"] == "2026-01-02T03:04:05.000Z"
 

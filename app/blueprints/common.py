@@ -38,6 +38,7 @@ from app import errors, idempotency, schemas
 from app.auth import Principal, Tokens, bearer_token
 from app.db import SchemaMismatch, check_schema, claim_secret_keys, dependable, retrying
 from app.endpoints import Registry
+from app.ingest import RAISED
 from app.ratelimit import Limits
 from app.settings import Settings
 
@@ -67,7 +68,7 @@ class Service:
     handshake_waits: threading.Semaphore = field(
         default_factory=lambda: threading.BoundedSemaphore(HANDSHAKE_WAITS)
     )
-    _is_checked: bool = False
+    is_checked: bool = False
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Service:
@@ -80,10 +81,10 @@ class Service:
 
         Asks once. With the database away at the start, the first request asks.
         """
-        if not self._is_checked:
+        if not self.is_checked:
             check_schema()
             claim_secret_keys(self.registry.vault.fingerprints)
-            self._is_checked = True
+            self.is_checked = True
 
 
 def service() -> Service:
@@ -360,6 +361,8 @@ def _take_request_id() -> None:
     g.request_id = uuid.uuid4().hex
     structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(request_id=g.request_id)
+    if RAISED in request.environ:
+        raise request.environ[RAISED]
     if given is None:
         return
     if not re.fullmatch(r"[\x21-\x7e]{1,255}", given):
