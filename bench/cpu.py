@@ -1,4 +1,4 @@
-"""Who used the CPU: processes that are not ours to ask, and others on the machine. From /proc."""
+"""Who used CPU and memory: processes that are not ours to ask, and others. From /proc."""
 
 from __future__ import annotations
 
@@ -21,6 +21,17 @@ class Process(NamedTuple):
 def cpu_seconds(pid: int) -> float:
     """What a process and its present children have used so far."""
     return sum(one.used for child, one in _processes().items() if pid in (child, one.parent))
+
+
+def peak_rss_mb(pid: int) -> float:
+    """The most memory that a process, or one of its present children, ever had: 10^6 bytes."""
+    pids = [child for child, one in _processes().items() if pid in (child, one.parent)]
+    return max(
+        int(line.split()[1]) * 1024 / 1e6
+        for child in pids
+        for line in Path(f"/proc/{child}/status").read_text().splitlines()
+        if line.startswith("VmHWM:")
+    )
 
 
 class OthersMeter:

@@ -1,9 +1,9 @@
-"""What every scenario stands on: a PostgreSQL with history, the real processes, and the receiver.
+"""What every scenario stands on: PostgreSQL with histories, the real processes, and the receiver.
 
     with Ground(Path("bench/var"), QUICK) as ground:
-        ground.publish(1000)
-        with ground.dispatcher():
-            ground.wait_until_received(1000)
+        ground.use_history(ground.scale.history)
+        delivery = ground.deliver(lambda: ground.publish(1000))
+        delivery.per_second
 
 Everything is as users have it: the embedded PostgreSQL with the settings of ``make run``, real
 processes with default settings, and nothing but loopback.
@@ -12,34 +12,49 @@ processes with default settings, and nothing but loopback.
 from __future__ import annotations
 
 import json
+import os
+import secrets
+import signal
 import subprocess
 import sys
 import time
+from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from app import devdb
 from app.db import Statement, db, migrate, open_database
 from app.settings import Settings, load
 from app.signing import Vault, generate_secret
-from bench.receiver import ANSWER, ANSWER_BODY, Receiver
-from dispatcher.engine import event_body
+from bench import rows
+from bench.cpu import cpu_seconds, peak_rss_mb
+from bench.inside import event_body
+from bench.receiver import Receiver, Report
+from bench.rows import Target
 from tests.live import LiveService
+
+# One dispatcher process per core, but where a scenario is about one process.
+DISPATCHERS = CORES = len(os.sched_getaffinity(0))
 
 TENANTS = 20
 ENDPOINTS_PER_TENANT = 5
+HANGING = 10
 EVENT_BYTES = 300  # the body that a receiver gets
-HISTORY_DAYS = 28  # of the 30 that are kept by default
-HISTORY_CHUNK = 20_000
 
-# A task is delivered within a minute of anything, or the bench has failed.
+# Something is received at least once in so many seconds while anything is due, or the bench has
+# failed.
 PATIENCE_SECONDS = 60
 LAST_WORDS = 2000
+# A dispatcher is halted only when its start is over and it rests: then it holds no lock.
+SETTLED_SECONDS = 0.5
+
+# The database of the API and of most scenarios, which `devdb` makes; and one that stays as it was
+# before anything happened, to copy.
+MAIN, PRISTINE = devdb.DATABASE, "pristine"
 
 
 @dataclass(frozen=True)
@@ -47,14 +62,59 @@ class Scale:
     """How much of everything."""
 
     name: str
-    tasks: int  # of a round of `deliver` and `libcurl_alone`
-    history: int  # events that were delivered in the last weeks, with their tasks and attempts
-    seconds: float  # of a round of `latency`
     rounds: int  # the median counts
+    turns: int  # the same, where a turn takes a second or two
+    tasks: int  # that a side of a ratio delivers
+    baseline_tasks: int
+    short_history: int  # events that were delivered in the last weeks, with tasks and attempts
+    history: int
+    long_history: int
+    seconds: float  # that a side takes which goes by the clock
+    neighbour_seconds: float
+    neighbour_due: int
+    idle_seconds: float
+    due: int  # tasks that claims are timed over
+    backlog: int  # … and those beside them
+    backlog_endpoints: int
+    snapshot_tasks: int
 
 
-FULL = Scale("full", tasks=40_000, history=2_000_000, seconds=20, rounds=3)
-QUICK = Scale("quick", tasks=8_000, history=100_000, seconds=5, rounds=3)
+FULL = Scale(
+    "full",
+    rounds=3,
+    turns=5,
+    tasks=40_000,
+    baseline_tasks=2_000,
+    short_history=10_000,
+    history=2_000_000,
+    long_history=10_000_000,
+    seconds=15,
+    neighbour_seconds=30,
+    neighbour_due=100_000,
+    idle_seconds=60,
+    due=10_000,
+    backlog=1_000_000,
+    backlog_endpoints=5_000,
+    snapshot_tasks=300_000,
+)
+QUICK = Scale(
+    "quick",
+    rounds=1,
+    turns=3,
+    tasks=8_000,
+    baseline_tasks=500,
+    short_history=10_000,
+    history=100_000,
+    long_history=500_000,
+    seconds=4,
+    neighbour_seconds=8,
+    neighbour_due=10_000,
+    idle_seconds=10,
+    due=5_000,
+    backlog=100_000,
+    backlog_endpoints=1_000,
+    snapshot_tasks=30_000,
+)
 
 
 class BenchError(Exception):
@@ -62,14 +122,29 @@ class BenchError(Exception):
 
 
 @dataclass(frozen=True)
-class Target:
-    """An endpoint, and the one type of event that it wants: each event becomes one task."""
+class Delivery:
+    """So many tasks, delivered and checked."""
 
-    id: int
-    tenant_id: int
-    url: str
-    type: str
-    secret: str
+    tasks: int
+    recorded: float  # monotonic: when no task was open any more
+    report: Report
+    dispatcher_cpu_seconds: float
+    postgresql_cpu_seconds: float
+    peak_rss_mb: float  # of the dispatcher that had most
+
+    @property
+    def per_second(self) -> float:
+        """From the first request received to the last response recorded."""
+        return self.tasks / (self.recorded - self.report.first)
+
+    @property
+    def cpu_us(self) -> dict[str, float]:
+        """Microseconds per task."""
+        return {
+            "dispatcher": self.dispatcher_cpu_seconds * 1e6 / self.tasks,
+            "postgresql": self.postgresql_cpu_seconds * 1e6 / self.tasks,
+            "receiver": self.report.cpu_seconds * 1e6 / self.tasks,
+        }
 
 
 class Ground:
@@ -79,23 +154,30 @@ class Ground:
 
     def __init__(self, var: Path, scale: Scale) -> None:
         self.scale = scale
-        self._var = var
+        self.var = var
         self._stack = ExitStack()
+        self._vault_key = _fernet_key()
+        self._vault = Vault((self._vault_key,))
+        self._histories: dict[int, str] = {}
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             say("starting PostgreSQL, receiver and API")
-            self.receiver = stack.enter_context(Receiver(TENANTS * ENDPOINTS_PER_TENANT))
-            self.database = stack.enter_context(devdb.start(self._var, temporary=True))
+            ports = TENANTS * ENDPOINTS_PER_TENANT
+            self.receiver = stack.enter_context(Receiver(ports, HANGING, ports))
+            self.database = stack.enter_context(devdb.start(self.var, temporary=True))
             open_database(self.database.url, "hookjetty bench")
             db.ready()
             stack.callback(db.close)
             migrate()
-            self.live = stack.enter_context(LiveService(self.database.url, dispatchers=0))
+            self.targets = self.make_targets(1, self.receiver.urls)
+            db.close()
+            self._administer(f'CREATE DATABASE "{PRISTINE}" TEMPLATE "{MAIN}"')
+            db.ready()
+            self.live = stack.enter_context(
+                LiveService(self.database.url, dispatchers=0, SECRET_KEYS=self._vault_key)
+            )
             self.settings = load(self.live.environ)
-            self._vault = Vault(self.settings.secret_keys)
-            self.targets = self.make_targets(1, TENANTS)
-            self._make_history()
             self._stack = stack.pop_all()
         return self
 
@@ -107,12 +189,71 @@ class Ground:
     ) -> None:
         self._stack.close()
 
-    # ------------------------------------------------------------------------------- the tables
+    # ------------------------------------------------------------------------------- databases
 
-    def make_targets(self, first_tenant: int, tenants: int) -> list[Target]:
-        """Active endpoints, one for each of the receiver's ports, spread over so many tenants."""
+    def use_history(self, events: int) -> None:
+        """From now on everything happens in a database with so many delivered events.
+
+        It is made when it is first asked for. Only that of ``scale.history`` has the API.
+        """
+        name = self._histories.get(events)
+        if name is None:
+            name = MAIN if events == self.scale.history else f"history_{events}"
+            if name != MAIN:
+                self._copy(name)
+            self._use(name)
+            say(f"making a history of {events:,} delivered events")
+            began = time.monotonic()
+            rows.make_history(events, self.targets, EVENT_DATA)
+            self.calm()
+            say(f"made it in {time.monotonic() - began:.0f} s")
+            self._histories[events] = name
+        self._use(name)
+
+    @contextmanager
+    def fresh(self, name: str = "fresh") -> Iterator[str]:
+        """In the block everything happens in a database of that name, without a past."""
+        self._copy(name)
+        try:
+            self._use(name)
+            yield name
+        finally:
+            self._use(MAIN)
+            self._administer(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+    def use_fresh(self, name: str) -> None:
+        """Another of those that ``fresh`` made."""
+        self._use(name)
+
+    @property
+    def url(self) -> str:
+        """The URL of the database in use."""
+        return self.live.database_url
+
+    def _use(self, name: str) -> None:
+        url = self.database.url_of(name)
+        if url != self.live.database_url:
+            db.close()
+            open_database(url, "hookjetty bench")
+            self.live.database_url = url
+            self.live.environ["HOOKJETTY_DATABASE_URL"] = url
+        db.ready()
+
+    def _copy(self, name: str) -> None:
+        self._administer(f'CREATE DATABASE "{name}" TEMPLATE "{PRISTINE}"')
+
+    def _administer(self, sql: str) -> None:
+        psql = [self.database.bin("psql"), "-qX", "-d", self.database.url_of("postgres")]
+        subprocess.run([*psql, "-c", sql], check=True, env={"PATH": os.defpath})
+
+    # -------------------------------------------------------------------------------- the tables
+
+    def make_targets(
+        self, first_tenant: int, urls: Sequence[str], tenants: int = TENANTS, status: str = "active"
+    ) -> list[Target]:
+        """An endpoint for each URL, spread over so many tenants."""
         targets = []
-        for number, url in enumerate(self.receiver.urls):
+        for number, url in enumerate(urls):
             tenant_id = first_tenant + number % tenants
             type_ = f"bench.e{number // tenants}"
             secret = generate_secret()
@@ -122,44 +263,21 @@ class Ground:
             cursor = db.execute_sql(
                 """
                 INSERT INTO hookjetty.endpoints (tenant_id, url, url_key, events, status, secret)
-                VALUES (%s, %s, %s, %s, 'active', %s) RETURNING id
+                VALUES (%s, %s, %s, %s, %s, %s) RETURNING id
                 """,
-                (tenant_id, url, url, [type_], self._vault.encrypt(secret, tenant_id)),
+                (tenant_id, url, url, [type_], status, self._vault.encrypt(secret, tenant_id)),
             )
             targets.append(Target(cursor.fetchone()[0], tenant_id, url, type_, secret))
         return targets
 
-    def publish(self, events: int) -> None:
+    def publish(self, events: int, targets: Sequence[Target] | None = None) -> None:
         """Events for all targets in turn, each of them one task, through ``publish_event``."""
-        made = 0
-        while made < events:
-            chunk = min(1000, events - made)
-            db.execute_sql(
-                """
-                SELECT count(p.tasks) FROM generate_series(%s, %s) n
-                CROSS JOIN LATERAL hookjetty.publish_event(
-                    (%s::bigint[])[1 + n %% %s], (%s::text[])[1 + n %% %s], %s) p
-                """,
-                (
-                    made,
-                    made + chunk - 1,
-                    [target.tenant_id for target in self.targets],
-                    len(self.targets),
-                    [target.type for target in self.targets],
-                    len(self.targets),
-                    EVENT_DATA,
-                ),
-            )
-            made += chunk
+        rows.publish(events, self.targets if targets is None else targets, EVENT_DATA)
 
     @property
     def postgresql_version(self) -> str:
         """Of the server, such as 18.6."""
         return db.execute_sql("SHOW server_version").fetchone()[0]
-
-    def latest_id(self) -> int:
-        """What is made from now on has greater ids."""
-        return db.execute_sql("SELECT hookjetty.new_id()").fetchone()[0]
 
     def calm(self) -> None:
         """Write out what earlier steps changed, so that nobody does while something is measured."""
@@ -168,117 +286,141 @@ class Ground:
     # -------------------------------------------------------------------------------- processes
 
     @contextmanager
-    def dispatcher(self) -> Iterator[subprocess.Popen[bytes]]:
-        """A real dispatcher, drained at the end."""
-        process = self.live.start_dispatcher()
+    def dispatchers(
+        self, count: int = DISPATCHERS, *, kill: bool = False, **settings: str
+    ) -> Iterator[Dispatchers]:
+        """Real dispatchers on the database in use, drained at the end; or killed, since those that
+        wait for an answer that never comes would take long.
+        """
+        started = Dispatchers()
         try:
-            yield process
+            for _ in range(count):
+                started.processes.append(self.live.start_dispatcher(**settings))
+            yield started
         finally:
-            self.live.stop_dispatcher(process)
+            started.go_on()
+            for process in started.processes:
+                if kill:
+                    self.live.kill_dispatcher(process)
+                else:
+                    self.live.stop_dispatcher(process)
+            if kill:
+                db.execute_sql("DELETE FROM hookjetty.dispatchers")
+
+    def deliver(
+        self, make_due: Callable[[], object], tasks: int, count: int = DISPATCHERS, **settings: str
+    ) -> Delivery:
+        """Have so many tasks delivered that are due before any dispatcher may begin."""
+        before = rows.latest_id()
+        with self.dispatchers(count, **settings) as dispatchers:
+            dispatchers.halt()
+            make_due()
+            self.calm()
+            self.receiver.reset()
+            dispatcher_before = dispatchers.cpu_seconds()
+            postgresql_before = cpu_seconds(self.database.server_pid)
+            dispatchers.go_on()
+            self.wait_until_received(tasks)
+            recorded = self.wait_until_recorded()
+            delivery = Delivery(
+                tasks,
+                recorded,
+                self.receiver.report(),
+                dispatchers.cpu_seconds() - dispatcher_before,
+                cpu_seconds(self.database.server_pid) - postgresql_before,
+                max(peak_rss_mb(process.pid) for process in dispatchers.processes),
+            )
+        self.check_delivered(before, tasks)
+        return delivery
+
+    def check_delivered(self, since: int, tasks: int) -> None:
+        """Each task made since then was delivered, and has its attempt with the response."""
+        delivered, recorded = db.execute_sql(
+            """
+            SELECT (SELECT count(*) FROM hookjetty.tasks WHERE id > %s AND status = 'delivered'),
+                   (SELECT count(*) FROM hookjetty.attempts
+                    WHERE id > %s AND status_code = 200 AND response_body <> '')
+            """,
+            (since, since),
+        ).fetchone()
+        if delivered != tasks or recorded < tasks:
+            raise BenchError(f"of {tasks} tasks {delivered} were delivered and {recorded} recorded")
 
     def wait_until_received(self, requests: int) -> None:
         """The receiver has had so many requests since its last reset."""
-        self._wait_until(lambda: self.receiver.count() >= requests, 0.05)
+        count, deadline = -1, 0.0
+        while (now := self.receiver.count()) < requests:
+            if now > count:
+                count, deadline = now, time.monotonic() + PATIENCE_SECONDS
+            self._check_patience(deadline)
+            time.sleep(0.05)
 
     def wait_until_recorded(self) -> float:
         """No task is open. Returns when (monotonic) that was so."""
-        self._wait_until(lambda: not _SOME_OPEN(), 0.005)
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while _SOME_OPEN():
+            self._check_patience(deadline)
+            time.sleep(0.005)
         return time.monotonic()
 
-    def _wait_until(self, is_so: Callable[[], bool], pause_seconds: float) -> None:
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while not is_so():
-            if time.monotonic() > deadline:
-                raise BenchError(
-                    f"not done after {PATIENCE_SECONDS} s: the receiver has had"
-                    f" {self.receiver.count()} requests; the processes' last words:\n"
-                    + self.live.log()[-LAST_WORDS:]
-                )
-            time.sleep(pause_seconds)
-
-    # ---------------------------------------------------------------------------------- history
-
-    def _make_history(self) -> None:
-        """Delivered events of the last weeks: in their partitions, under the same endpoints."""
-        say(f"making a history of {self.scale.history:,} delivered events")
-        weeks = HISTORY_DAYS // 7
-        db.execute_sql(
-            "SELECT hookjetty.make_partitions(now() - %s * interval '7 days', %s)", (weeks, weeks)
-        )
-        oldest, newest = db.execute_sql(
-            """
-            SELECT hookjetty.id_at(now() - %s * interval '7 days'),
-                   hookjetty.id_at(now() - interval '1 minute')
-            """,
-            (weeks,),
-        ).fetchone()
-        every = {
-            "oldest": oldest,
-            "step": (newest - oldest) // self.scale.history,
-            "targets": len(self.targets),
-            "tenants": [target.tenant_id for target in self.targets],
-            "endpoints": [target.id for target in self.targets],
-            "types": [target.type for target in self.targets],
-            "data": EVENT_DATA,
-            "headers": ANSWER.partition(b"\r\n\r\n")[0].decode().replace("\r\n", "\n"),
-            "body": ANSWER_BODY.decode(),
-        }
-
-        def fill(chunks: Sequence[int]) -> None:
-            db.ready()
-            try:
-                for first in chunks:
-                    last = min(first + HISTORY_CHUNK, self.scale.history) - 1
-                    db.execute_sql(HISTORY, every | {"first": first, "last": last})
-            finally:
-                db.close()
-
-        chunks = range(0, self.scale.history, HISTORY_CHUNK)
-        with ThreadPoolExecutor(2) as threads:
-            list(threads.map(fill, (chunks[::2], chunks[1::2])))
-        db.execute_sql("VACUUM (ANALYZE) hookjetty.events, hookjetty.tasks, hookjetty.attempts")
+    def _check_patience(self, deadline: float) -> None:
+        if time.monotonic() > deadline:
+            raise BenchError(
+                f"nothing happened for {PATIENCE_SECONDS} s: the receiver has had"
+                f" {self.receiver.count()} requests; the processes' last words:\n"
+                + self.live.log()[-LAST_WORDS:]
+            )
 
 
-HISTORY = """
-WITH h AS (
-    SELECT %(oldest)s + n::bigint * %(step)s AS id,
-           (%(tenants)s::bigint[])[1 + n %% %(targets)s] AS tenant_id,
-           (%(endpoints)s::bigint[])[1 + n %% %(targets)s] AS endpoint_id,
-           (%(types)s::text[])[1 + n %% %(targets)s] AS type
-    FROM generate_series(%(first)s, %(last)s) n),
-events AS (
-    INSERT INTO hookjetty.events (id, tenant_id, type, data, fanout)
-    SELECT id, tenant_id, type, %(data)s, 1 FROM h),
-tasks AS (
-    INSERT INTO hookjetty.tasks (id, tenant_id, endpoint_id, event_id, status, ready, tries,
-                                 attempt_id)
-    SELECT id + 1, tenant_id, endpoint_id, id, 'delivered', false, 1, id + 2 FROM h)
-INSERT INTO hookjetty.attempts (id, task_id, tenant_id, endpoint_id, try, started_at, status_code,
-                                first_byte_us, total_us, address, response_headers, response_body)
-SELECT id + 2, id + 1, tenant_id, endpoint_id, 1, hookjetty.id_time(id), 200, 1000, 1000,
-       '127.0.0.1:80', %(headers)s, %(body)s FROM h
-"""
+class Dispatchers:
+    """Running dispatcher processes."""
 
-# The latest lease first: that of a task under way, not one of those that ended.
+    def __init__(self) -> None:
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def halt(self) -> None:
+        """Let them rest, started and warm, until ``go_on``."""
+        time.sleep(SETTLED_SECONDS)
+        for process in self.processes:
+            process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """End the rest, if there is one."""
+        for process in self.processes:
+            process.send_signal(signal.SIGCONT)
+
+    def cpu_seconds(self) -> float:
+        """What they have used so far."""
+        return sum(cpu_seconds(process.pid) for process in self.processes)
+
+
 _SOME_OPEN = Statement(
     "some_open",
     (),
     """
     (SELECT 1 FROM hookjetty.tasks WHERE ready LIMIT 1) UNION ALL
-    (SELECT 1 FROM hookjetty.tasks WHERE next_try_at IS NOT NULL AND NOT ready
-     ORDER BY next_try_at DESC LIMIT 1)
+    (SELECT 1 FROM hookjetty.tasks WHERE due_at IS NOT NULL AND NOT ready LIMIT 1) UNION ALL
+    (SELECT 1 FROM hookjetty.leases LIMIT 1)
     """,
 )
 
 
+_BEGAN = time.monotonic()
+
+
 def say(text: str) -> None:
     """Tell the person at the terminal what is going on."""
-    print(f"bench: {text}", file=sys.stderr, flush=True)
+    minutes, seconds = divmod(int(time.monotonic() - _BEGAN), 60)
+    print(f"bench {minutes:02}:{seconds:02} {text}", file=sys.stderr, flush=True)
+
+
+def _fernet_key() -> str:
+    return urlsafe_b64encode(secrets.token_bytes(32)).decode()
 
 
 def _event_data() -> str:
     """An event's data that makes a body of EVENT_BYTES."""
-    data = {"export_id": "exp_8842", "rows": 125000, "state": "done", "note": ""}
+    data: dict[str, Any] = {"export_id": "exp_8842", "rows": 125000, "state": "done", "note": ""}
     some_id = 2**47  # as many digits as ids have until 2094
     missing = EVENT_BYTES - len(event_body(some_id, "bench.e0", json.dumps(data)))
     return json.dumps(data | {"note": "x" * missing})

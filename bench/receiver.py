@@ -1,8 +1,10 @@
 """The receiver of the bench: answers every POST with 200, and notes which event came when.
 
-    with Receiver(ports=100) as receiver:
-        receiver.urls        one per port, so that each endpoint has a server of its own
-        receiver.report()    what came since the last ``reset()``
+    with Receiver(ports=100, hanging=10, talkative=100) as receiver:
+        receiver.urls           one per port, so that each endpoint has a server of its own
+        receiver.hanging_urls   servers that accept and read, and never answer
+        receiver.talkative_urls servers whose answer has 64 KiB
+        receiver.report()       what came since the last ``reset()``, but for what hangs
 
 It must never be what is measured. So: one process and one thread, epoll by hand, each request one
 ``recv`` and one ``send`` of an answer that was built beforehand. It listens on loopback only and
@@ -38,6 +40,11 @@ ANSWER = b"\r\n".join(
         b"",
         ANSWER_BODY,
     ]
+)
+TALK_BYTES = 64 * 1024
+TALK = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n%b" % (
+    TALK_BYTES,
+    b"x" * TALK_BYTES,
 )
 REFUSAL = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
@@ -76,15 +83,18 @@ class Report:
 class Receiver:
     """The receiving process, seen from the one that started it."""
 
-    def __init__(self, ports: int) -> None:
+    def __init__(self, ports: int, hanging: int = 0, talkative: int = 0) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __spec__.name, str(ports)],
+            [sys.executable, "-m", __spec__.name, *map(str, (ports, hanging, talkative))],
             cwd=Path(__file__).resolve().parent.parent,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C in the terminal is for its starter alone
         )
-        self.urls = [f"http://127.0.0.1:{port}/hook" for port in self._answer()]
+        self.urls, self.hanging_urls, self.talkative_urls = (
+            [f"http://127.0.0.1:{port}/hook" for port in ports_of_kind]
+            for ports_of_kind in self._answer()
+        )
 
     def count(self) -> int:
         """How many requests came since the last reset."""
@@ -137,17 +147,25 @@ def main() -> int:
     """Listen, say on which ports, and serve until standard input ends."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    listeners = [_listen() for _ in range(int(sys.argv[1]))]
-    _say([listener.getsockname()[1] for listener in listeners])
+    ports, hanging, talkative = map(int, sys.argv[1:])
+    listeners = [(_listen(), ANSWER) for _ in range(ports)]
+    listeners += [(_listen(), None) for _ in range(hanging)]
+    # Room for an answer as a whole, whatever the other side has read of the one before.
+    listeners += [(_listen(4 * TALK_BYTES), TALK) for _ in range(talkative)]
+    numbers = [listener.getsockname()[1] for listener, _ in listeners]
+    _say([numbers[:ports], numbers[ports : ports + hanging], numbers[ports + hanging :]])
     serve(listeners)
     return 0
 
 
-def serve(listeners: Iterable[socket.socket]) -> None:
-    """Answer requests and questions. A connection has at most one request under way."""
+def serve(listeners: Iterable[tuple[socket.socket, bytes | None]]) -> None:
+    """Answer requests and questions. A connection has at most one request under way.
+
+    Each listener comes with the answer to give; None: none.
+    """
     control = sys.stdin.buffer.raw
-    by_fd = {listener.fileno(): listener for listener in listeners}
-    connections: dict[int, socket.socket] = {}
+    by_fd = {listener.fileno(): (listener, answer) for listener, answer in listeners}
+    connections: dict[int, tuple[socket.socket, bytes | None]] = {}
     unfinished: dict[int, bytes] = {}
     notes: list[tuple[bytes, float]] = []
     opened = 0
@@ -160,10 +178,10 @@ def serve(listeners: Iterable[socket.socket]) -> None:
 
     while True:
         for fd, _ in epoll.poll():
-            connection = connections.get(fd)
-            if connection is None:
+            found = connections.get(fd)
+            if found is None:
                 if fd in by_fd:
-                    opened += _accept(by_fd[fd], connections, epoll)
+                    opened += _accept(*by_fd[fd], connections, epoll)
                     continue
                 question = control.readline().strip()
                 if question == b"reset":
@@ -186,6 +204,7 @@ def serve(listeners: Iterable[socket.socket]) -> None:
                 else:
                     return
                 continue
+            connection, answer = found
             try:
                 data = connection.recv(READ_BYTES)
                 if fd in unfinished:
@@ -194,12 +213,14 @@ def serve(listeners: Iterable[socket.socket]) -> None:
                     del connections[fd]
                     connection.close()
                     continue
+                if answer is None:
+                    continue
                 missing = _missing_bytes(data)
                 if missing == 0:
                     start = data.find(b"webhook-id: ") + 12
                     message_id = data[start : data.find(b"\r", start)] if start > 11 else b""
                     notes.append((message_id, monotonic()))
-                    connection.send(ANSWER)
+                    connection.send(answer)
                 elif missing > 0 and len(data) < LONGEST_REQUEST_BYTES:
                     unfinished[fd] = data
                 else:
@@ -207,7 +228,7 @@ def serve(listeners: Iterable[socket.socket]) -> None:
                     del connections[fd]
                     connection.close()
             except OSError:  # reset by the other side
-                connections.pop(fd).close()
+                connections.pop(fd)[0].close()
                 unfinished.pop(fd, None)
 
 
@@ -229,15 +250,21 @@ def _missing_bytes(data: bytes) -> int:
     return end + 4 + int(data[start + 16 : data.find(b"\r", start)]) - len(data)
 
 
-def _listen() -> socket.socket:
+def _listen(send_buffer_bytes: int | None = None) -> socket.socket:
     listener = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
     listener.setblocking(False)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted ones inherit it
+    # Accepted ones inherit these.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if send_buffer_bytes is not None:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
     return listener
 
 
 def _accept(
-    listener: socket.socket, connections: dict[int, socket.socket], epoll: select.epoll
+    listener: socket.socket,
+    answer: bytes | None,
+    connections: dict[int, tuple[socket.socket, bytes | None]],
+    epoll: select.epoll,
 ) -> int:
     """Take all that are waiting; returns how many."""
     accepted = 0
@@ -248,7 +275,7 @@ def _accept(
             return accepted
         accepted += 1
         connection.setblocking(False)
-        connections[connection.fileno()] = connection
+        connections[connection.fileno()] = (connection, answer)
         epoll.register(connection.fileno(), select.EPOLLIN)
 
 
