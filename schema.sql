@@ -448,12 +448,17 @@ CREATE TABLE IF NOT EXISTS hookjetty.dispatchers (
     seen_at     timestamptz NOT NULL DEFAULT now()
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 200);
 
--- Wake a parked dispatcher when this transaction commits.
+-- Wake one parked dispatcher when this transaction commits: the one that was heard of last, so that
+-- one that is gone is asked for a few seconds at most. All others would look, too, and find nothing.
 CREATE OR REPLACE FUNCTION hookjetty.wake() RETURNS void LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    chosen bigint;
 BEGIN
-    IF EXISTS (SELECT FROM hookjetty.dispatchers d
-               WHERE d.parked AND d.seen_at > clock_timestamp() - interval '30 s') THEN
-        PERFORM pg_notify('hookjetty', 'tasks');
+    SELECT d.id INTO chosen FROM hookjetty.dispatchers d
+    WHERE d.parked AND d.seen_at > clock_timestamp() - interval '30 s'
+    ORDER BY d.seen_at DESC LIMIT 1;
+    IF FOUND THEN
+        PERFORM pg_notify('hookjetty', 'tasks ' || chosen);
     END IF;
 END $$;
 

@@ -20,7 +20,7 @@ from bench.receiver import ANSWER, ANSWER_BODY
 from dispatcher import claim as claims
 from dispatcher import holds
 from dispatcher.engine import BATCH, Round, event_body
-from dispatcher.fairness import Candidate
+from dispatcher.fairness import Candidate, max_min
 from dispatcher.record import Result, record
 from dispatcher.resolve import Resolver
 from dispatcher.retry import Delivered
@@ -66,12 +66,8 @@ class Claimer:
 
 
 def _allot(candidates: Sequence[Candidate]) -> list[int]:
-    left = BATCH
-    allotted = []
-    for candidate in candidates:
-        allotted.append(min(left, candidate.slots))
-        left -= allotted[-1]
-    return allotted
+    """As fair as the engine, and with all slots free."""
+    return max_min([candidate.slots for candidate in candidates], BATCH)
 
 
 def record_as_delivered(tasks: Sequence[claims.Claimed]) -> None:

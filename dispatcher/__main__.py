@@ -229,7 +229,8 @@ def _listen(engine: Engine, scheduler: BackgroundScheduler, stop: threading.Even
                     connection.poll()
                     heard = {notify.payload for notify in connection.notifies}
                     connection.notifies.clear()
-                    engine.wake()
+                    if "jobs" in heard or f"tasks {engine.id}" in heard:
+                        engine.wake()
                     if "jobs" in heard:
                         for name in _WOKEN_JOBS:
                             bring_forward(scheduler, name)

@@ -45,9 +45,14 @@ POLL_SECONDS = 1.0
 LOOKS_AFTER_PARKING_SECONDS = (0.005, 0.02, 0.08, 0.32)
 # A claim this small is no load: stay parked, and let each publish notify.
 FEW = 32
-# While more answers are on their way, a record waits so long for them, and a claim for more places:
-# a commit costs the same for one task as for hundreds.
+# So long after the last one, the next record waits for more answers, and a claim for more places: a
+# commit costs the same for one task as for hundreds. What comes alone is recorded at once.
 GATHER_SECONDS = 0.04
+# Claims that find a few tasks begin so long after each other, for the same reason: at 600 events a
+# second a claim for each would take more of the machine than everything else.
+PACE_SECONDS = 0.004
+# How often to look for what has become due: a second is the shortest delay of a schedule.
+PROMOTION_SECONDS = 0.1
 # Looking for endpoints with ready tasks takes at most this share of the time. It matters while
 # somebody holds an old snapshot, and the entries of claimed tasks stay in the index.
 VISITING_SHARE = 0.2
@@ -72,10 +77,11 @@ class Engine:
         self._settings = settings
         self._transport = transport
         self._vault = vault
-        self._dispatcher_id = dispatcher_id
+        self.id = dispatcher_id
         self._rng = Random()
         self._clock = DatabaseClock()
         self._round = Round()
+        self._promote_at = 0.0
         self._parked = False
 
         self._guard = threading.Lock()
@@ -156,37 +162,54 @@ class Engine:
         failures = 0
         while not self._stopping.is_set():
             self._awake.clear()
+            began = time.monotonic()
             try:
                 db.ready(for_hot_statements=True)
-                found = self._claim_once()
+                found, more = self._claim_once()
                 failures = 0
                 if found > FEW:
                     self._park(False)
-                elif not found and not self._parked:
+                elif not (found or more or self._parked):
                     self._park(True)
                     looks = iter((0.0, *LOOKS_AFTER_PARKING_SECONDS))
-                pause = 0.0 if found else next(looks, None)
+                # While parked, what a claim has not seen is told by whoever publishes it.
+                if more or (found and not self._parked):
+                    pause: float | None = 0.0
+                else:
+                    pause = next(looks, None)
                 if pause is None:
-                    due = claims.seconds_to_next_due()
-                    pause = POLL_SECONDS if due is None else min(max(due, 0.001), POLL_SECONDS)
+                    pause = self._seconds_to_next_look()
             except PeeweeException as error:
                 _lost_database("claim", error)
                 self._parked = False
-                pause = _back_off_seconds(failures)
+                found, pause = 0, _back_off_seconds(failures)
                 failures += 1
             if pause:
                 self._awake.wait(pause)
+            if found <= FEW:
+                self._stopping.wait(began + PACE_SECONDS - time.monotonic())
 
-    def _claim_once(self) -> int:
+    def _seconds_to_next_look(self) -> float:
+        due = claims.seconds_to_next_due()
+        if due is None:
+            return POLL_SECONDS
+        earliest = self._promote_at - time.monotonic()
+        return min(max(due, earliest, 0.001), POLL_SECONDS)
+
+    def _claim_once(self) -> tuple[int, bool]:
         """One step: promote what came due, claim what there is room for, hand it over.
 
-        Returns how many tasks were picked up; 0 means that there is nothing to do at present.
+        Returns how many tasks were picked up, and whether there may be more to claim at present.
         """
         if not self._wait_for_room():
-            return 0
-        promoted = claims.promote() + holds.end_due(self._settings.lease_seconds)
-        if promoted:
-            self._round.look_anew()
+            return 0, False
+        promoted = 0
+        if time.monotonic() >= self._promote_at:
+            promoted = claims.promote() + holds.end_due(self._settings.lease_seconds)
+            if promoted:
+                self._round.look_anew()
+            else:
+                self._promote_at = time.monotonic() + PROMOTION_SECONDS
         with self._guard:
             full = self._places.full_tenants()
         visited = self._round.visit(full)
@@ -207,8 +230,7 @@ class Engine:
             for endpoint_id, (allotted, given, _) in claimed.given.items():
                 self._places.found(endpoint_id, allotted, given)
         self._hand_over(claimed.tasks, before)
-        more = self._round.note(claimed)
-        return claimed.moved or promoted or int(more)
+        return claimed.moved, self._round.note(claimed) or promoted > 0
 
     def _allot(self, candidates: Sequence[Candidate]) -> list[int]:
         with self._guard:
@@ -302,17 +324,19 @@ class Engine:
     def _park(self, parked: bool) -> None:
         """Say whether publishers should notify: only while there is next to nothing to do."""
         if parked != self._parked:
-            Dispatcher.update(parked=parked).where(Dispatcher.id == self._dispatcher_id).execute()
+            Dispatcher.update(parked=parked).where(Dispatcher.id == self.id).execute()
             self._parked = parked
 
     # ----------------------------------------------------------------------------------- record
 
     def _record_loop(self) -> None:
+        recorded_at = 0.0
         while self.in_flight or not self._stopping.is_set():
             self._to_record.wait()
             self._to_record.clear()
-            if len(self._finished) < min(BATCH // 2, self.in_flight):
-                self._stopping.wait(GATHER_SECONDS)
+            if len(self._finished) < BATCH // 2:
+                self._stopping.wait(recorded_at + GATHER_SECONDS - time.monotonic())
+            recorded_at = time.monotonic()
             self._record_finished()
         # An answer may have come between the last look and the decision that there is none.
         self._record_finished()
@@ -420,7 +444,7 @@ class Round:
         self._cursor = claims.START
         self._visited: list[Cursor] = []
         self._visit_again_at = 0.0
-        self._found_in_round = False
+        self._some_have_more = False
         self._is_cut = False
         # By endpoint: no live task that is ready was due before (claim.py, "floors").
         self.floors: dict[int, float] = {}
@@ -447,8 +471,8 @@ class Round:
     def note(self, claimed: claims.Claim) -> bool:
         """What a claim found. Whether there may be more.
 
-        Nothing behind the cursor says nothing about what is before it. But a whole round over the
-        endpoints that found nothing is enough: those without free slots would keep it going.
+        An endpoint that gave all it was asked for may have more; those that were asked for nothing
+        have no place, and are looked at when they get one (``Places.give_back``).
         """
         for endpoint_id, (_, given, latest_due) in claimed.given.items():
             if given:
@@ -456,10 +480,10 @@ class Round:
         empty = {each for each, (most, given, _) in claimed.given.items() if given < most}
         if empty:
             self._visited = [each for each in self._visited if each.endpoint_id not in empty]
-        self._found_in_round |= claimed.moved > 0
-        more = self._is_cut or self._found_in_round
+        self._some_have_more |= len(empty) < len(claimed.given)
+        more = self._is_cut or self._some_have_more
         if not self._is_cut:
-            self._found_in_round = False
+            self._some_have_more = False
         return more
 
 

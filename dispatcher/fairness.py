@@ -46,7 +46,9 @@ class Places:
         self._of_tenant: dict[int, int] = {}
         self._window: dict[int, int] = {}
         self._demand: dict[int, int] = {}
+        # Who was refused: endpoints, and tenants.
         self._closed: set[int] = set()
+        self._full: set[int] = set()
 
     @property
     def free(self) -> int:
@@ -55,9 +57,11 @@ class Places:
 
     def full_tenants(self) -> list[int]:
         """Tenants that may not hold more at present: a claim need not look at them."""
-        return [
+        full = [
             tenant for tenant, held in self._of_tenant.items() if held >= SHARE_OF_FREE * self.free
         ]
+        self._full = set(full)
+        return full
 
     def allot(self, candidates: Sequence[Candidate], limit: int) -> list[int]:
         """How many tasks each of the candidates may give, ``limit`` in all.
@@ -101,7 +105,10 @@ class Places:
         """A place is free again. Whether somebody who was refused one may try once more."""
         self.held -= 1
         left = _lower(self._of_endpoint, endpoint_id)
-        _lower(self._of_tenant, tenant_id)
+        of_tenant = _lower(self._of_tenant, tenant_id)
+        if tenant_id in self._full and 4 * of_tenant <= SHARE_OF_FREE * self.free * 3:
+            self._full.discard(tenant_id)
+            return True
         if endpoint_id in self._closed and 2 * left <= self._window.get(endpoint_id, FIRST_WINDOW):
             self._closed.discard(endpoint_id)
             return True

@@ -50,11 +50,13 @@ def test_a_round_goes_over_all_endpoints_and_starts_over(monkeypatch):
     assert seen == [[1, 2], [3, 4], [5], [1, 2], [3, 4], [5]]
 
 
-def test_it_says_that_nothing_is_left_after_a_whole_round_that_found_nothing():
-    make_due(range(1, 4))
+def test_it_says_whether_there_may_be_more():
+    make_due(range(1, 4), events=2)
     round_ = Round()
-    assert round_.note(claim(round_)) is True
+    assert round_.note(claim(round_, most=2)) is True
     round_._visit_again_at = 0
+    assert round_.note(claim(round_)) is False
+    publish(2)
     assert round_.note(claim(round_)) is False
 
 
