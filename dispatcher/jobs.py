@@ -314,7 +314,9 @@ def _expire_step(upto_id: int) -> bool:
     first and expire when they are claimed again.
     """
     moved = _update_locked(
+        # The second line is true of all of them, and lets the indexes of what is open answer.
         "SELECT t.id FROM hookjetty.tasks t WHERE t.event_id < %(upto)s"
+        " AND (t.ready OR (t.due_at IS NOT NULL AND NOT t.ready) OR t.rare_status = 'waiting')"
         " AND t.status IN ('pending', 'retry', 'waiting')",
         {"upto": upto_id},
         "status = 'failed', failure = 'expired', ready = false, next_try_at = NULL",

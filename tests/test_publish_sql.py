@@ -202,10 +202,13 @@ def test_the_largest_list_is_published():
     assert len(task_rows()) == 3000
 
 
-def test_a_list_wakes_a_dispatcher_once(database):
+def test_a_list_wakes_one_dispatcher_once(database):
+    """That of the latest heartbeat, of those that have nothing to do."""
     make_endpoint()
     db.execute_sql(
-        "INSERT INTO hookjetty.dispatchers (id, host, pid, parked) VALUES (1, 'here', 1, true)"
+        "INSERT INTO hookjetty.dispatchers (id, host, pid, parked, seen_at) VALUES"
+        " (1, 'here', 1, true, now() - interval '9 s'), (2, 'here', 2, true, now() - interval '1 s'),"
+        " (3, 'here', 3, false, now()), (4, 'gone', 4, true, now() - interval '1 day')"
     )
     listener = psycopg2.connect(database)
     listener.autocommit = True
@@ -213,7 +216,7 @@ def test_a_list_wakes_a_dispatcher_once(database):
         cursor.execute("LISTEN hookjetty")
         publish_list([event()] * 3)
         cursor.execute("SELECT 1")
-        assert len(listener.notifies) == 1
+        assert [notify.payload for notify in listener.notifies] == ["tasks 2"]
     listener.close()
 
 
