@@ -207,7 +207,8 @@ def test_a_list_wakes_one_dispatcher_once(database):
     make_endpoint()
     db.execute_sql(
         "INSERT INTO hookjetty.dispatchers (id, host, pid, parked, seen_at) VALUES"
-        " (1, 'here', 1, true, now() - interval '9 s'), (2, 'here', 2, true, now() - interval '1 s'),"
+        " (1, 'here', 1, true, now() - interval '9 s'),"
+        " (2, 'here', 2, true, now() - interval '1 s'),"
         " (3, 'here', 3, false, now()), (4, 'gone', 4, true, now() - interval '1 day')"
     )
     listener = psycopg2.connect(database)
