@@ -148,7 +148,8 @@ class Engine:
             self._room.notify_all()
         self._claimer.join()
         for request in self._transport.withdraw():
-            self.done(Outcome(request.tag, None))
+            if not isinstance(request.tag, Future):
+                self.done(Outcome(request.tag, None))
         deadline = time.monotonic() + MOST_TIMEOUT_SECONDS + 5
         while (self.in_flight or self._transport.load) and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -346,7 +347,8 @@ class Engine:
             batch = [self._finished.popleft() for _ in range(min(BATCH, len(self._finished)))]
             started = [each for each in batch if each.started_at is not None]
             if started:
-                self._record([self._decided(each) for each in started])
+                results = [self._decided(each) for each in started]
+                self._record(results, _done_with([each.task for each in results]))
             if len(started) < len(batch):
                 self._release([each.tag for each in batch if each.started_at is None])
 
@@ -376,9 +378,11 @@ class Engine:
         except PeeweeException as error:
             _lost_database("release", error)
 
-    def _record(self, batch: list[Result]) -> None:
-        """Record until it is recorded: what the receivers answered must not be lost."""
-        over = _done_with([result.task for result in batch])
+    def _record(self, batch: list[Result], over: Sequence[Lease] = ()) -> None:
+        """Record until it is recorded: what the receivers answered must not be lost.
+
+        ``over`` are the leases of which no task is left with this batch.
+        """
         failures = 0
         while True:
             try:
@@ -388,7 +392,7 @@ class Engine:
             except PeeweeException as error:
                 _lost_database("record", error)
                 if not is_away(error) and not is_conflict(error):
-                    self._record_piecemeal(batch)
+                    self._record_piecemeal(batch, over)
                     return
                 if self._stopping.is_set() and failures >= len(BACK_OFF_SECONDS):
                     return  # their leases end by themselves
@@ -421,20 +425,22 @@ class Engine:
             return
         self._unwell = (self._unwell - told) | unwell
 
-    def _record_piecemeal(self, batch: list[Result]) -> None:
+    def _record_piecemeal(self, batch: list[Result], over: Sequence[Lease]) -> None:
         """PostgreSQL refuses something in the batch.
 
         It must not take its neighbours with it, nor be sent again for ever: alone, it is recorded
         without what the receiver wrote.
         """
-        if len(batch) > 1:
-            for result in batch:
+        *others, last = batch
+        if others:
+            for result in others:
                 self._record([result])
-        elif batch[0].outcome.response_headers or batch[0].outcome.response_body:
-            batch[0].outcome.response_headers = batch[0].outcome.response_body = None
-            self._record(batch)
+            self._record([last], over)
+        elif last.outcome.response_headers or last.outcome.response_body:
+            last.outcome.response_headers = last.outcome.response_body = None
+            self._record(batch, over)
         else:
-            log.error("attempt_unrecordable", task=f"task_{batch[0].task.task_id}")
+            log.error("attempt_unrecordable", task=f"task_{last.task.task_id}")
 
 
 class Round:

@@ -18,8 +18,6 @@ from app.db import db
 from dispatcher.claim import Claimed
 from dispatcher.engine import Engine
 from dispatcher.fairness import FIRST_WINDOW
-from dispatcher.record import Result
-from dispatcher.retry import Delivered
 from dispatcher.transport import Outcome
 from tests.dispatching import (
     SECRET,
@@ -248,15 +246,19 @@ def test_an_answer_that_cannot_be_stored_takes_neither_its_neighbours_nor_itself
     """Unrecorded, it would be sent again when its lease ends, for ever."""
     with running_parts() as parts:
         add_endpoint(7, "http://127.0.0.1:9/")
-        for _ in range(3):
+        for _ in range(4):
             publish()
-        results = [
-            Result(task, time.time(), Outcome(None, 0.0, 200, response_body="fine"), Delivered())
-            for task in claim().tasks
-        ]
-        results[1].outcome.response_body = "a NUL: \0"
-        parts.engine._record(results)
-    assert [row["status"] for row in task_rows()] == ["delivered"] * 3
+        *tasks, still_under_way = claim().tasks
+        outcomes = [Outcome(task, 0.0, 200, response_body="fine") for task in tasks]
+        outcomes[1].response_body = "a NUL: \0"
+        parts.engine._clock.set(time.time())
+        take_places(parts.engine, tasks)
+        for outcome in outcomes:
+            parts.engine.done(outcome)
+        parts.engine._record_finished()
+        # Were its lease forgotten, a crash now would leave it under way for ever.
+        assert (still_under_way.lease.left, count("leases")) == (1, 1)
+    assert [row["status"] for row in task_rows()] == ["delivered"] * 3 + ["delivering"]
     assert [row["response_body"] for row in attempt_rows()] == ["fine", None, "fine"]
 
 
