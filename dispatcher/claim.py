@@ -181,15 +181,15 @@ def claim(
     return result
 
 
-def _find_targets(visited: Sequence[Cursor], slots: int) -> tuple[float, list[Target]]:
+def _find_targets(visited: Sequence[Cursor], slots: int) -> tuple[float | None, list[Target]]:
     """The database's clock, and the endpoints' rows in the order they were visited."""
     endpoint_ids = as_array(each.endpoint_id for each in visited)
     found = {row[1]: row for row in _TARGETS(endpoint_ids, slots)}
-    now = 0.0
+    now: float | None = None
     targets = []
     for tenant_id, endpoint_id in visited:
         row = found.get(endpoint_id)
-        if row is None:  # never so, but then its tasks must not stay
+        if row is None:  # no verb of ours removes a row, but then its tasks must not stay
             gone = Target(endpoint_id, tenant_id, "deleted", "", "", [], 0, None, None, None, False)
             targets.append(gone)
             continue
