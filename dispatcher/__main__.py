@@ -100,7 +100,8 @@ def _run(settings: Settings, vault: Vault, dispatcher_id: int, stop: threading.E
         on_done=lambda outcome: engine.done(outcome),  # noqa: PLW0108 -- the engine is made below
     )
     engine = Engine(settings, transport, vault, dispatcher_id)
-    scheduler = _scheduler(settings, dispatcher_id, engine)
+    heart = Heart(dispatcher_id, engine)
+    scheduler = _scheduler(settings, heart, engine)
     handshakes = Handshakes(settings, vault, engine, lambda: bring_forward(scheduler, "handshakes"))
     _every(scheduler, 1, "handshakes", lambda: jobs.until_done(handshakes.step))
     transport.start()
@@ -123,13 +124,13 @@ def _run(settings: Settings, vault: Vault, dispatcher_id: int, stop: threading.E
     try:
         db.ready()
         handshakes.settle()
-        jobs.deregister_dispatcher(dispatcher_id)
+        heart.stop()
     except PeeweeException:
         log.warning("database_away", work="deregister")
     log.info("dispatcher_stopped")
 
 
-def _scheduler(settings: Settings, dispatcher_id: int, engine: Engine) -> BackgroundScheduler:
+def _scheduler(settings: Settings, heart: Heart, engine: Engine) -> BackgroundScheduler:
     """The jobs without a state of their own, and how often each is done without being asked."""
     scheduler = BackgroundScheduler(
         timezone=UTC,
@@ -140,7 +141,7 @@ def _scheduler(settings: Settings, dispatcher_id: int, engine: Engine) -> Backgr
     days = settings.retention_days
     every = partial(_every, scheduler)
     every(POLL_SECONDS, "poll", engine.wake)
-    every(5, "heartbeat", lambda: jobs.heartbeat(dispatcher_id, engine.in_flight, engine.parked))
+    every(5, "heartbeat", heart.beat)
     every(1, "replays", lambda: _feed(engine, jobs.replay_step))
     every(1, "settle", lambda: _feed(engine, jobs.settle_step))
     every(10, "sweep", lambda: jobs.until_done(jobs.sweep))
@@ -166,6 +167,28 @@ def _feed(engine: Engine, step: Callable[[], bool]) -> None:
     """Do what makes tasks due, and have them claimed."""
     jobs.until_done(step)
     engine.wake()
+
+
+class Heart:
+    """This process's row among the dispatchers, which no beat brings back once it has stopped."""
+
+    def __init__(self, dispatcher_id: int, engine: Engine) -> None:
+        self._dispatcher_id = dispatcher_id
+        self._engine = engine
+        self._lock = threading.Lock()
+        self._has_stopped = False
+
+    def beat(self) -> None:
+        """Say that this process lives."""
+        with self._lock:
+            if not self._has_stopped:
+                jobs.heartbeat(self._dispatcher_id, self._engine.in_flight, self._engine.parked)
+
+    def stop(self) -> None:
+        """Say that it ends in good order."""
+        with self._lock:
+            self._has_stopped = True
+            jobs.deregister_dispatcher(self._dispatcher_id)
 
 
 class Job:

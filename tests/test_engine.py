@@ -15,6 +15,7 @@ import standardwebhooks
 
 from app import __version__
 from app.db import db
+from dispatcher.__main__ import Heart
 from dispatcher.claim import Claimed
 from dispatcher.engine import Engine
 from dispatcher.fairness import FIRST_WINDOW
@@ -363,6 +364,17 @@ def test_an_answer_that_comes_at_the_very_end_of_a_drain_is_written_down():
         engine._recorder.start()
         engine._recorder.join(5)
     assert task_rows()[0]["status"] == "delivered"
+
+
+def test_no_heartbeat_brings_back_a_dispatcher_that_has_stopped():
+    """The scheduler may be in the middle of one while the process ends."""
+    with running_parts() as parts:
+        heart = Heart(parts.engine.id, parts.engine)
+        heart.beat()
+        assert count("dispatchers") == 1
+        heart.stop()
+        heart.beat()
+    assert count("dispatchers") == 0
 
 
 def take_places(engine: Engine, tasks: list[Claimed]) -> None:

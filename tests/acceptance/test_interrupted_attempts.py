@@ -62,9 +62,9 @@ def test_a_dispatcher_that_slept_past_its_leases_changes_no_task_and_still_tells
     """SIGSTOP with five requests in flight; another dispatcher takes over; SIGCONT."""
     with Dispatchers(database, **SHORT_LEASE) as live:
         (sleeper,) = live.dispatchers
-        add_endpoint(7, receiver.url(delay=0.3))
-        for _ in range(5):
-            publish(7)
+        for tenant_id in range(1, 6):  # each with one, since an endpoint gets few at first
+            add_endpoint(tenant_id, receiver.url(f"/{tenant_id}", delay=0.5))
+            publish(tenant_id)
         wait_until(lambda: len(receiver.seen) == 5)
         os.kill(sleeper.pid, signal.SIGSTOP)
         try:
