@@ -96,12 +96,6 @@ def _release_probes(endpoint_ids: list[int]) -> tuple[set[int], set[int]]:
     return probes, {row[0] for row in _WITH_TASKS(missing)} if missing else set()
 
 
-def seconds_to_next_end() -> float | None:
-    """How long until the next hold runs out; None without one. Negative: overdue."""
-    rows = _NEXT_END()
-    return rows[0][0] if rows else None
-
-
 def _write(changes: list[Change]) -> None:
     if not changes:
         return
@@ -175,15 +169,6 @@ ORDER BY n.hold_until LIMIT $1
 FOR NO KEY UPDATE SKIP LOCKED
 """,
 )
-_NEXT_END = Statement(
-    "next_end",
-    (),
-    """
-SELECT extract(epoch FROM hold_until - clock_timestamp())::float8 FROM hookjetty.endpoints
-WHERE hold_until IS NOT NULL ORDER BY hold_until LIMIT 1
-""",
-)
-
 _WRITE = Statement(
     "write_health",
     (

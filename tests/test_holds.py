@@ -9,6 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from app.db import db
+from dispatcher import claim as claims
 from dispatcher import holds, jobs
 from dispatcher.health import Heard
 from dispatcher.retry import Answer
@@ -158,12 +159,12 @@ def test_nothing_is_due_while_no_hold_has_run_out():
     make_endpoint()
     make_endpoint(failures=5, failing_since="2026-01-01", hold_until="2999-01-01")
     assert holds.end_due(60) == 0
-    assert holds.seconds_to_next_end() > 10**9
+    assert claims.seconds_to_next_due() > 10**9
 
 
 def test_nothing_ends_where_nothing_is_on_hold():
     make_endpoint()
-    assert (holds.end_due(60), holds.seconds_to_next_end()) == (0, None)
+    assert (holds.end_due(60), claims.seconds_to_next_due()) == (0, None)
 
 
 def test_a_hold_that_was_asked_for_simply_ends():
@@ -393,12 +394,12 @@ def test_the_lookups_read_indexes():
     make_down()
     make_waiting()
     holds.end_due(60)
-    holds.seconds_to_next_end()
+    claims.seconds_to_next_due()
     text = ""
     for statement in (
         "holds_over(1)",
         "lock_holds_over(100)",
-        "next_end",
+        "next_due",
         "probes_on_their_way('{1,2}')",
         "tried_longest_ago('{1,2}')",
     ):
