@@ -432,7 +432,7 @@ def promote(limit: int = 1000) -> int:
         due = [row[0] for row in _DUE(limit)]
         if due:
             _MAKE_READY(as_array(due))
-    return len(due) + _end_leases()
+    return len(due) + _expire_leases()
 
 
 _DUE = Statement(
@@ -450,7 +450,7 @@ _MAKE_READY = Statement(
 )
 
 
-def _end_leases() -> int:
+def _expire_leases() -> int:
     """What a dispatcher held that is gone is due again. Returns how many tasks that are.
 
     In REPEATABLE READ, where a task that a zombie is recording in this moment is an error 40001.
@@ -490,6 +490,16 @@ RETURNING 1
 _END_LEASES = Statement(
     "end_leases", ("bigint[]",), "DELETE FROM hookjetty.leases WHERE id = ANY ($1)"
 )
+
+
+def count_off(tasks: Sequence[Claimed]) -> list[Lease]:
+    """Count tasks off their leases; returns the leases that have none left."""
+    over = []
+    for task in tasks:
+        task.lease.left -= 1
+        if not task.lease.left:
+            over.append(task.lease)
+    return over
 
 
 def end_leases(leases: Sequence[Lease]) -> None:

@@ -348,7 +348,7 @@ class Engine:
             started = [each for each in batch if each.started_at is not None]
             if started:
                 results = [self._decided(each) for each in started]
-                self._record(results, _done_with([each.task for each in results]))
+                self._record(results, claims.count_off([each.task for each in results]))
             if len(started) < len(batch):
                 self._release([each.tag for each in batch if each.started_at is None])
 
@@ -374,7 +374,7 @@ class Engine:
         claimed = [cast("Claimed", task) for task in tasks]
         try:
             db.ready(for_hot_statements=True)
-            claims.release(claimed, _done_with(claimed))
+            claims.release(claimed, claims.count_off(claimed))
         except PeeweeException as error:
             _lost_database("release", error)
 
@@ -516,16 +516,6 @@ class DatabaseClock:
 
 def _answer(outcome: Outcome) -> Answer:
     return Answer(outcome.status_code, outcome.failure, outcome.retry_after)
-
-
-def _done_with(tasks: Sequence[Claimed]) -> list[Lease]:
-    """Count tasks off their leases; returns the leases that have none left."""
-    over = []
-    for task in tasks:
-        task.lease.left -= 1
-        if not task.lease.left:
-            over.append(task.lease)
-    return over
 
 
 def event_body(event_id: int, event_type: str, data: str) -> bytes:

@@ -98,7 +98,7 @@ class Places:
     def take(self, tenant_id: int, endpoint_id: int) -> None:
         """A task of theirs was claimed."""
         self.held += 1
-        self._of_endpoint[endpoint_id] = self._of_endpoint.get(endpoint_id, 0) + 1
+        self._of_endpoint[endpoint_id] = self.of_endpoint(endpoint_id) + 1
         self._of_tenant[tenant_id] = self._of_tenant.get(tenant_id, 0) + 1
 
     def give_back(self, tenant_id: int, endpoint_id: int) -> bool:
@@ -131,7 +131,7 @@ class Places:
     def _wish(self, candidate: Candidate) -> int:
         endpoint_id = candidate.endpoint_id
         window = min(candidate.slots, self._window.get(endpoint_id, FIRST_WINDOW))
-        open_slots = window - self._of_endpoint.get(endpoint_id, 0)
+        open_slots = window - self.of_endpoint(endpoint_id)
         return max(0, min(open_slots, self._demand.get(endpoint_id, FIRST_DEMAND)))
 
     def _allowed(self, tenant_id: int) -> int:

@@ -32,7 +32,7 @@ from app.errors import Error
 from app.models import WELL, Endpoint, Task
 from dispatcher import claim as claims
 from dispatcher import holds, jobs
-from dispatcher.claim import Claimed, Lease
+from dispatcher.claim import Claimed
 from dispatcher.health import FAILURES_TO_DISABLE, TIME_TO_DISABLE, Heard, ramped
 from dispatcher.record import Result, record
 from dispatcher.retry import LONGEST_HOLD, Answer, decide
@@ -82,7 +82,7 @@ def write_down(ended: Sequence[tuple[Claimed, Answer]], rng: Random) -> int:
         decision = decide(answer, task.step, schedule, now, rng, probe=task.was_probe)
         outcome = Outcome(None, 0.0, answer.status_code, answer.failure)
         results.append(Result(task, time.time(), outcome, decision))
-    return record(results, _done_with([task for task, _ in ended]))
+    return record(results, claims.count_off([task for task, _ in ended]))
 
 
 def note(ended: Sequence[tuple[Claimed, Answer]], rng: Random) -> None:
@@ -90,20 +90,11 @@ def note(ended: Sequence[tuple[Claimed, Answer]], rng: Random) -> None:
 
 
 def give_back(tasks: Sequence[Claimed]) -> None:
-    claims.release(tasks, _done_with(tasks))
+    claims.release(tasks, claims.count_off(tasks))
 
 
 def endpoint_of(task: Claimed) -> int:
     return task.target.endpoint_id
-
-
-def _done_with(tasks: Sequence[Claimed]) -> list[Lease]:
-    over = []
-    for task in tasks:
-        task.lease.left -= 1
-        if not task.lease.left:
-            over.append(task.lease)
-    return over
 
 
 # --------------------------------------------------------------------------------------- the world
