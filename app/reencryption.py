@@ -164,10 +164,11 @@ class Renewed(NamedTuple):
     """An endpoint's secrets as they are to be stored; those that are unreadable as they are."""
 
     secret: str
-    retired: list[dict[str, str]]
+    retired: Any
     is_unreadable: bool
 
     def is_change_of(self, endpoint: Endpoint) -> bool:
+        """Whether the row is to be written."""
         return (self.secret, self.retired) != (endpoint.secret, endpoint.retired_secrets)
 
 
@@ -185,11 +186,14 @@ def _renewed(vault: Vault, endpoint: Endpoint) -> Renewed:
 
     now = datetime.now().astimezone()
     secret = renew(endpoint.secret)
-    retired = [
-        each | {"secret": renew(each["secret"])}
-        for each in endpoint.retired_secrets
-        if datetime.fromisoformat(each["until"]) > now
-    ]
+    try:
+        retired = [
+            each | {"secret": renew(each["secret"])}
+            for each in endpoint.retired_secrets
+            if datetime.fromisoformat(each["until"]) > now
+        ]
+    except (AttributeError, KeyError, TypeError, ValueError):  # not written by us
+        retired, is_unreadable = endpoint.retired_secrets, True
     return Renewed(secret, retired, is_unreadable)
 
 

@@ -198,6 +198,21 @@ def test_what_cannot_be_decrypted_is_named_and_left_alone(before, after):
     assert report.forgotten == list(before.fingerprints), "it encrypts nothing that can be read"
 
 
+@pytest.mark.parametrize(
+    "nonsense",
+    ["7", "[7]", '["x"]', '[{"secret": "x"}]', '[{"secret": 7, "until": "2999-01-01T00:00:00Z"}]',
+     '[{"secret": "x", "until": "some day"}]', '[{"secret": "x", "until": "2999-01-01T00:00:00"}]'],
+)  # fmt: skip
+def test_a_row_that_is_not_of_our_making_holds_up_nobody(before, after, nonsense):
+    bad = endpoint(before, 1, retired_secrets=nonsense)
+    good = endpoint(before, 2)
+    report = rotate_secrets(after)
+    assert report.unreadable == [Unreadable(bad, 7)]
+    assert report.endpoints == 2
+    assert vault_reads(Vault([NEW]), bad)
+    assert vault_reads(Vault([NEW]), good)
+
+
 def test_a_key_that_is_not_given_is_forgotten_only_if_nothing_may_need_it(before, after):
     lost = vault_of(LOST)
     bad = endpoint(lost)
