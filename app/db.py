@@ -293,6 +293,7 @@ def _migrate() -> bool:
     found = schema_version()
     if found is not None and found >= SCHEMA_VERSION:
         check_schema()
+        note_cluster()
         return False
     db.execute_sql("SET LOCAL client_min_messages = warning")
     if found is None:
@@ -373,8 +374,17 @@ def publisher_grant() -> str | None:
         "CREATE ROLE hookjetty_publisher NOLOGIN;\n"
         "GRANT USAGE ON SCHEMA hookjetty TO hookjetty_publisher;\n"
         "GRANT EXECUTE ON FUNCTION hookjetty.publish_event(bigint, text, json, text),\n"
-        "    hookjetty.publish_events(bigint, json) TO hookjetty_publisher;"
+        "    hookjetty.publish_events(bigint, json), hookjetty.publish_row()\n"
+        "    TO hookjetty_publisher;"
     )
+
+
+def note_cluster() -> None:
+    """Notice that the database was restored into another cluster (schema.sql, "clusters").
+
+    Every process does at its start, so that no event is published there before.
+    """
+    db.execute_sql("SELECT hookjetty.note_cluster()")
 
 
 def claim_secret_keys(fingerprints: Sequence[str]) -> None:
