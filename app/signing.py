@@ -61,11 +61,16 @@ class Signer:
         # hmac.digest on the whole message takes 2.5 us for 300 bytes; copies of a prepared HMAC
         # take 1.8 us, which is not worth a second implementation of the signature.
         signatures = " ".join([sign(key, message_id, timestamp, body) for key in self._keys])
-        return [
-            f"webhook-id: {message_id}",
-            f"webhook-timestamp: {timestamp}",
-            f"webhook-signature: {signatures}",
-        ]
+        return signature_headers(message_id, timestamp, signatures)
+
+
+def signature_headers(message_id: str, timestamp: int, signatures: str) -> list[str]:
+    """The three header lines that tell what was signed, when, and the signatures themselves."""
+    return [
+        f"webhook-id: {message_id}",
+        f"webhook-timestamp: {timestamp}",
+        f"webhook-signature: {signatures}",
+    ]
 
 
 class UnreadableSecret(Exception):
