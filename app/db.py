@@ -393,8 +393,7 @@ def claim_secret_keys(fingerprints: Sequence[str]) -> None:
     ``fingerprints`` are those of the configured SECRET_KEYS, newest first. Without a key that has
     encrypted something here, some endpoint's secret would be unreadable.
     """
-    rows = db.execute_sql("SELECT fingerprint FROM hookjetty.secret_keys").fetchall()
-    missing = sorted({row[0] for row in rows} - set(fingerprints))
+    missing = sorted(secret_keys_in_use() - set(fingerprints))
     if missing:
         raise SchemaMismatch(
             "HOOKJETTY_SECRET_KEYS lacks a key that this database's secrets are encrypted with "
@@ -404,6 +403,25 @@ def claim_secret_keys(fingerprints: Sequence[str]) -> None:
         "INSERT INTO hookjetty.secret_keys (fingerprint) VALUES (%s) ON CONFLICT DO NOTHING",
         (fingerprints[0],),
     )
+
+
+def hold_secret_key(fingerprint: str) -> None:
+    """See that a key is on record until this transaction ends, which encrypts with it.
+
+    Whoever wants to strike it off the record waits, and then sees what was encrypted.
+    """
+    held = "SELECT 1 FROM hookjetty.secret_keys WHERE fingerprint = %s FOR KEY SHARE"
+    while not db.execute_sql(held, (fingerprint,)).fetchone():
+        db.execute_sql(
+            "INSERT INTO hookjetty.secret_keys (fingerprint) VALUES (%s) ON CONFLICT DO NOTHING",
+            (fingerprint,),
+        )
+
+
+def secret_keys_in_use() -> set[str]:
+    """The fingerprints of the keys that may have encrypted something here."""
+    rows = db.execute_sql("SELECT fingerprint FROM hookjetty.secret_keys").fetchall()
+    return {row[0] for row in rows}
 
 
 # ---------------------------------------------------------------------------------- helpers
