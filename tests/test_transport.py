@@ -13,22 +13,19 @@ import threading
 import time
 import warnings
 from collections import Counter
-from contextlib import ExitStack, contextmanager
-from ipaddress import ip_network
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import trustme
 
-from app.destinations import Policy
 from dispatcher import resolve, transport
 from dispatcher.resolve import Resolver
-from dispatcher.transport import FAILURES, Outcome, Request, Transport
+from dispatcher.transport import FAILURES, Transport
 from tests.hostile import (
     NXDOMAIN,
     OK,
     NameServer,
-    Receiver,
     Silence,
     answer,
     answer_and_close,
@@ -42,82 +39,13 @@ from tests.hostile import (
     read_request,
     reset,
 )
-
-LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
-HERE = Policy(allow_networks=LOOPBACK)
-HEADERS = ["content-type: application/json", "webhook-id: evt_7"]
-
-
-class Wire:
-    """A running transport, and what its outcomes were."""
-
-    def __init__(self, *, policy=HERE, nameservers=("127.0.0.1:9",), resolver=None, **options):
-        self.outcomes: dict[object, Outcome] = {}
-        self._arrived = threading.Condition()
-        self._numbers = itertools.count()
-        resolver = resolver or Resolver(policy, nameservers, hosts_path=Path("/nonexistent"))
-        self.transport = Transport(policy, resolver, on_done=self._on_done, **options)
-
-    def _on_done(self, outcome):
-        with self._arrived:
-            assert outcome.tag not in self.outcomes, "an outcome came twice"
-            self.outcomes[outcome.tag] = outcome
-            self._arrived.notify_all()
-
-    def submit(self, *requests):
-        """Submit them all at once; each gets a number of its own as its tag."""
-        for request in requests:
-            request.tag = next(self._numbers)
-        self.transport.submit_many(requests)
-        return [request.tag for request in requests]
-
-    def wait_for(self, tags, seconds=10.0):
-        """Their outcomes, in the order of the tags."""
-        with self._arrived:
-            done = self._arrived.wait_for(lambda: all(t in self.outcomes for t in tags), seconds)
-            assert done, f"no outcome for {[t for t in tags if t not in self.outcomes]}"
-            return [self.outcomes[tag] for tag in tags]
-
-    def send(self, *requests, seconds=10.0):
-        outcomes = self.wait_for(self.submit(*requests), seconds)
-        for outcome in outcomes:
-            assert outcome.failure is None or outcome.failure in FAILURES
-        return outcomes
-
-    def send_one(self, url, **options):
-        return self.send(post(url, **options))[0]
-
-
-def post(url, *, body=b"{}", headers=HEADERS, timeout=5.0):
-    return Request(url, list(headers), body, timeout)
-
-
-@contextmanager
-def wired(**options):
-    wire = Wire(**options)
-    wire.transport.start()
-    try:
-        yield wire
-    finally:
-        wire.transport.stop()
+from tests.wire import HERE, Wire, post, response, serving, wired
 
 
 @pytest.fixture
 def wire():
     with wired() as wire:
         yield wire
-
-
-@pytest.fixture
-def receivers():
-    """Start receivers: ``receivers(behaviour)``."""
-    with ExitStack() as stack:
-        yield lambda behave, **options: stack.enter_context(Receiver(behave, **options))
-
-
-def response(status=b"200 OK", headers=(), body=b""):
-    head = [b"HTTP/1.1 " + status, b"Content-Length: %d" % len(body), *headers]
-    return b"\r\n".join(head) + b"\r\n\r\n" + body
 
 
 # --- What goes out -----------------------------------------------------------------------------
@@ -155,35 +83,6 @@ def test_a_header_that_would_break_the_request_is_never_sent(wire, receivers, he
     bad, good = wire.send(post(receiver.url(), headers=[header]), post(receiver.url()))
     assert bad.failure == "unsendable" and bad.status_code is None
     assert good.failure is None
-
-
-def test_nothing_of_the_environment_or_the_home_directory_goes_along(
-    receivers, monkeypatch, tmp_path
-):
-    canary = receivers(answer(OK))
-    for name in (
-        "http_proxy",
-        "https_proxy",
-        "all_proxy",
-        "HTTP_PROXY",
-        "HTTPS_PROXY",
-        "ALL_PROXY",
-    ):
-        monkeypatch.setenv(name, canary.url())
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("CURL_HOME", str(tmp_path))
-    (tmp_path / ".netrc").write_text("default login tenant password secret\n")
-    (tmp_path / ".netrc").chmod(0o600)
-    seen = []
-    receiver = receivers(answer(response(headers=[b"Set-Cookie: a=b; Path=/"]), seen=seen))
-    with wired() as wire:
-        for _ in range(2):
-            assert wire.send_one(receiver.url()).failure is None
-    for request in seen:
-        assert b"authorization" not in request.lower()
-        assert b"cookie" not in request.lower()
-        assert b"accept-encoding" not in request.lower()
-    assert canary.connections == 0
 
 
 # --- What comes back ---------------------------------------------------------------------------
@@ -637,80 +536,6 @@ def test_connections_to_one_host_are_not_shared_with_another(wire, receivers):
 # --- Where we do not go ------------------------------------------------------------------------
 
 
-def test_no_socket_is_opened_to_a_forbidden_address_however_it_is_written(receivers):
-    canary = receivers(answer(OK))
-    hosts = [
-        "127.0.0.1",
-        "[::1]",
-        "[::ffff:127.0.0.1]",
-        "localhost",
-        "a.localhost",
-        "2130706433",
-        "0x7f.1",
-        "0177.0.0.1",
-        "127.1",
-        "0",
-        "１２７．０．０．１",
-        "user@127.0.0.1",
-    ]
-    with wired(policy=Policy()) as wire:
-        outcomes = wire.send(*(post(f"https://{h}:{canary.port}/") for h in hosts))
-        outcomes += wire.send(post("file:///etc/passwd"), post("not a URL"), post(""))
-    assert {o.failure for o in outcomes} == {"blocked_address"}
-    assert {o.address for o in outcomes} == {None}
-    assert max(o.total_us for o in outcomes) < 500_000
-    assert canary.connections == 0
-
-
-def test_the_address_is_judged_once_more_when_the_socket_is_opened(receivers):
-    """Should everything before it be fooled, the connection itself is still refused."""
-    canary = receivers(answer(OK))
-    with NameServer(lambda *_: ["127.0.0.1"]) as server:
-        fooled = Resolver(HERE, [server.address])
-        with wired(policy=Policy(), resolver=fooled) as wire:
-            wire.transport._destination = HERE.destination
-            literal, name = wire.send(
-                post(canary.url()), post(canary.url(host="fooled.test", scheme="https"))
-            )
-    assert (literal.failure, name.failure) == ("blocked_address", "blocked_address")
-    assert "loopback" in literal.detail
-    assert canary.connections == 0
-
-
-@pytest.mark.parametrize("order", [1, -1])
-def test_a_name_with_a_forbidden_address_beside_an_allowed_one_never_leads_there(receivers, order):
-    """Not even when the allowed one does not answer."""
-    policy = Policy(allow_networks=(ip_network("127.0.0.1/32"),))
-    receiver = receivers(answer(OK))
-    canary = receivers(answer(OK), address="127.0.0.2", port=receiver.port)
-    addresses = ["127.0.0.1", "127.0.0.2"][::order]
-    with NameServer(lambda *_: addresses) as server:
-        with wired(policy=policy, nameservers=[server.address]) as wire:
-            assert wire.send_one(receiver.url(host="mixed.test")).failure is None
-            receiver.__exit__()
-            for _ in range(3):
-                assert wire.send_one(receiver.url(host="mixed.test")).failure in {
-                    "connect",
-                    "reset",
-                }
-    assert canary.connections == 0
-
-
-def test_a_name_that_turns_to_a_forbidden_address_is_not_followed(receivers, monkeypatch):
-    monkeypatch.setattr(resolve, "MIN_TTL_SECONDS", 0.0)
-    policy = Policy(allow_networks=(ip_network("127.0.0.1/32"),))
-    receiver = receivers(answer_and_close(OK))
-    canary = receivers(answer(OK), address="127.0.0.2", port=receiver.port)
-    turn = itertools.chain(["127.0.0.1"] * 2, itertools.repeat("127.0.0.2"))
-    with NameServer(lambda *_: [next(turn)]) as server:
-        with wired(policy=policy, nameservers=[server.address]) as wire:
-            assert wire.send_one(receiver.url(host="rebind.test")).failure is None
-            for _ in range(3):
-                outcome = wire.send_one(receiver.url(host="rebind.test"))
-                assert outcome.failure == "blocked_address"
-    assert (receiver.connections, canary.connections) == (1, 0)
-
-
 def test_a_connection_is_not_used_again_once_its_name_has_moved(receivers, monkeypatch):
     monkeypatch.setattr(resolve, "MIN_TTL_SECONDS", 0.0)
     old = receivers(answer(OK))
@@ -739,18 +564,6 @@ def test_a_name_that_stays_keeps_its_connection(receivers, monkeypatch):
                 outcome = wire.send_one(receiver.url(host="staying.test"))
                 assert outcome.failure is None and outcome.resolve_us >= 0
     assert receiver.connections == 1
-
-
-def test_our_own_listeners_and_denied_ports_are_not_called(receivers):
-    canary = receivers(answer(OK))
-    for policy in (
-        Policy(LOOPBACK, own_listeners=frozenset({canary.port})),
-        Policy(LOOPBACK, deny_ports=frozenset({canary.port})),
-    ):
-        with wired(policy=policy) as wire:
-            outcomes = wire.send(post(canary.url()), post(canary.url(host="localhost")))
-            assert {o.failure for o in outcomes} == {"blocked_address"}
-    assert canary.connections == 0
 
 
 # --- Names -------------------------------------------------------------------------------------
@@ -804,12 +617,6 @@ def ca_bundle(authority, tmp_path):
     path = tmp_path / "ca.pem"
     authority.cert_pem.write_to_path(path)
     return path
-
-
-def serving(certificate):
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    certificate.configure_cert(context)
-    return context
 
 
 def test_a_good_certificate_is_accepted_and_the_name_is_sent(receivers, authority, ca_bundle):

@@ -20,7 +20,7 @@ from tests import hostile
 from tests.acceptance.receiver import RecordingReceiver
 from tests.dispatching import Dispatchers, add_endpoint, all_done, count, wait_until
 from tests.factories import attempt_rows, publish, rows, task_rows
-from tests.hostile import NameServer, Receiver, Silence
+from tests.hostile import Receiver
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -31,31 +31,6 @@ ONE_TRY = {"TIMEOUT_SECONDS": "1", "CONNECT_TIMEOUT_SECONDS": "1", "RETRY_SCHEDU
 
 
 # ------------------------------------------------------------------------------- slow neighbours
-
-
-def test_ten_endpoints_on_a_silent_name_server_slow_nobody(
-    database: str, receiver: RecordingReceiver
-) -> None:
-    """Nor do they slow a healthy endpoint whose name the same server knows."""
-
-    def zone(name: str, query_type: int) -> hostile.Reply:
-        if name.endswith(".silent.test"):
-            return Silence
-        return ["127.0.0.1"] if query_type == hostile.A else []
-
-    with NameServer(zone) as names:
-        with Dispatchers(database, NAMESERVERS=names.address):
-            for number in range(10):
-                add_endpoint(BAD, receiver.url(host=f"{number}.silent.test"))
-            add_endpoint(HEALTHY, receiver.url("/by-address"))
-            add_endpoint(HEALTHY, receiver.url("/by-name", host="loud.test"))
-            for _ in range(30):
-                publish(BAD)
-            wait_until(lambda: len(names.asked) == 10)
-            assert seconds_to_deliver(receiver, 60) < 2
-            # The silent ones are tried and fail within the 5 s that a name may take.
-            wait_until(lambda: count("attempts WHERE failure = 'dns'") >= 20, 10)
-    assert {row["failure"] for row in attempt_rows(f"tenant_id = {BAD}")} == {"dns"}
 
 
 def test_a_hanging_endpoint_with_100_events_slows_nobody(
@@ -138,25 +113,6 @@ def test_retry_after_holds_the_endpoint_and_is_then_the_next_try(
     (attempt,) = attempt_rows(f"status_code = {status}")
     held = row["hold_until"] - attempt["started_at"]
     assert timedelta(seconds=2) <= held < timedelta(seconds=3)
-
-
-def test_a_redirect_is_a_failure_and_is_not_followed(
-    database: str, receiver: RecordingReceiver
-) -> None:
-    statuses = (300, 301, 302, 303, 307, 308)
-    where = f"Location: {receiver.url()}\r\nRefresh: 0; url={receiver.url()}\r\n"
-    with ExitStack() as stack:
-        stack.enter_context(Dispatchers(database, **ONE_TRY))
-        for status in statuses:
-            head = f"HTTP/1.1 {status} Over There\r\n{where}Content-Length: 0\r\n\r\n"
-            redirecting = stack.enter_context(Receiver(hostile.answer(head.encode())))
-            add_endpoint(BAD, redirecting.url())
-        publish(BAD)
-        wait_until(lambda: count("attempts") == len(statuses))
-    attempts = [(row["failure"], row["status_code"]) for row in attempt_rows()]
-    assert sorted(attempts) == [("redirect", status) for status in statuses]
-    assert {row["status"] for row in task_rows()} == {"retry"}
-    assert not receiver.seen
 
 
 # ---------------------------------------------------------------------------------- what they do
