@@ -20,7 +20,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from app import errors, schemas, strictjson
+from app import errors, strictjson
 from app.auth import PUBLISH, Principal, Tokens
 from app.db import dependable, retrying
 from app.models import LARGEST_ID
@@ -33,6 +33,8 @@ from app.publish import (
     publish_within_limit,
 )
 from app.ratelimit import Limits
+from app.schemas.events import Batch, EventToPublish
+from app.schemas.fields import is_event_type
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -116,7 +118,7 @@ class Ingest:
                 )
         except errors.Error as error:
             if error.code == "invalid_request":
-                schemas.EventToPublish().read(raw)  # raises the same, with the place in the data
+                EventToPublish().read(raw)  # raises the same, with the place in the data
             raise
         return "202 ACCEPTED" if published.is_new else "200 OK", b"%b\n" % _item(published)
 
@@ -137,7 +139,7 @@ class Ingest:
                 published = retrying(lambda: publish_batch_of(tenant_id, raw.decode()))
         except errors.Error as error:
             if error.code == "invalid_request":
-                schemas.Batch().read(raw)
+                Batch().read(raw)
             raise
         return "202 ACCEPTED", b'{"items":[%b]}\n' % b",".join(map(_item, published))
 
@@ -188,7 +190,7 @@ def _is_event(event: Any, members: frozenset[str] = _OF_EVENT) -> bool:
     type_, key = event.get("type"), event.get("key", "-")
     return (
         type(type_) is str
-        and schemas.is_event_type(type_)
+        and is_event_type(type_)
         and type(event.get("data")) is dict
         and type(key) is str
         and 1 <= len(key) <= MAX_KEY_CHARACTERS

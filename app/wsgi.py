@@ -8,7 +8,10 @@ from flask import Flask
 from peewee import PeeweeException
 
 from app import __version__, logs
-from app.blueprints import admin, ops
+from app.blueprints import ops
+from app.blueprints.admin import endpoints as admin_endpoints
+from app.blueprints.admin import surface as admin_surface
+from app.blueprints.admin import tasks as admin_tasks
 from app.blueprints.common import Api, Service, install
 from app.blueprints.tenant import endpoints, events, replays, surface, tasks
 from app.db import db, is_away, open_database
@@ -38,9 +41,9 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.url_map.merge_slashes = False  # a redirect would be an answer outside of every dialect
 
     service = app.extensions["hookjetty"] = Service.from_settings(settings)
-    install(app, [surface.dialect(), admin.dialect()])
+    install(app, [surface.dialect(), admin_surface.dialect()])
     api = Api(app)
-    for module in (admin, endpoints, events, tasks, replays, ops):
+    for module in (admin_endpoints, admin_tasks, endpoints, events, tasks, replays, ops):
         api.register_blueprint(module.blp)
 
     app.wsgi_app = Ingest(  # type: ignore[assignment]  # what Flask documents

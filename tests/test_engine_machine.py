@@ -3,6 +3,9 @@
 Dispatchers are lists of what they have claimed; receivers work or do not; processes die at any
 point; people pause, resume and retry. Time passes by moving the past: to let an hour go by, an hour
 is taken from every time that is stored. tests/test_health_machine.py has the rules of health alone.
+
+What happens here also depends on how fast the machine is. So no rule has a precondition and none
+draws from what is in the tables, or Hypothesis would find that the same draws lead elsewhere.
 """
 
 from __future__ import annotations
@@ -21,7 +24,6 @@ from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
-    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -170,9 +172,10 @@ class Deliveries(RuleBasedStateMachine):
                 slots = ramped(row["slots"] or SLOTS, row["recovered_at"], datetime.now(UTC))
                 assert busy[endpoint_id] <= (row["slots"] or SLOTS)
                 starved = busy[endpoint_id] < slots and endpoint_id in ready_endpoints()
-                assert not starved, "it takes tasks, has some and a free slot, and got none"
+                # A task that it ended, its steps being burnt, left a slot for the next claim.
+                ended = claimed.moved - len(claimed.tasks)
+                assert ended or not starved, "it takes tasks, has some, a free slot, and got none"
 
-    @precondition(lambda self: any(self.held))
     @rule(nth=st.integers(0, DISPATCHERS - 1), count=st.integers(1, 6), noted=st.booleans())
     def answers_come(self, nth, count, noted):
         """In any order. ``noted``: else the dispatcher dies before it can note them."""
@@ -188,20 +191,17 @@ class Deliveries(RuleBasedStateMachine):
             self.answers_come(nth, 100, noted=True)
             self.time_passes(pause)
 
-    @precondition(lambda self: any(self.held))
     @rule(nth=st.integers(0, DISPATCHERS - 1))
     def a_dispatcher_dies(self, nth):
         self.lost += self.held[nth]
         self.held[nth] = []
 
-    @precondition(lambda self: self.lost)
     @rule()
     def it_was_only_asleep(self):
         """A zombie records what it had under way."""
         self._write_down(self.lost, noted=True)
         self.lost = []
 
-    @precondition(lambda self: any(self.held))
     @rule(nth=st.integers(0, DISPATCHERS - 1))
     def a_dispatcher_gives_back(self, nth):
         if self.held[nth]:
@@ -237,10 +237,10 @@ class Deliveries(RuleBasedStateMachine):
         if endpoint_rows()[self.endpoints[nth]]["status"] != "active":
             Endpoint.change(self.endpoints[nth], status="active", reason=None, **WELL)
 
-    @rule(which=st.randoms(use_true_random=False))
+    @rule(which=st.integers(0, 1000))
     def a_person_retries(self, which):
         tasks = [row[0] for row in query("SELECT id FROM hookjetty.tasks ORDER BY id")]
-        task_id = which.choice(tasks)
+        task_id = tasks[which % len(tasks)]
         try:
             Task.retry(task_id)
         except Error:
@@ -338,12 +338,15 @@ class Deliveries(RuleBasedStateMachine):
     def _write_down(self, ended, noted):
         if not ended:
             return
-        steps = dict(query("SELECT id, step FROM hookjetty.tasks"))
+        before = {row[0]: row for row in query("SELECT id, step, status FROM hookjetty.tasks")}
         answers = [(each.task, RECEIVERS[self.receivers[endpoint_of(each.task)]]) for each in ended]
         write_down(answers, self.rng)
-        for task_id, step, status in query("SELECT id, step, status FROM hookjetty.tasks"):
+        for row in query("SELECT id, step, status FROM hookjetty.tasks"):
+            task_id, step, status = row
             if any(task.task_id == task_id and task.was_probe for task, _ in answers):
-                assert step == steps[task_id] and status != "failed", "a probe burns no step"
+                # A zombie's task may have failed long ago.
+                kept = step == before[task_id][1] and status != "failed"
+                assert kept or row == before[task_id], "a probe burns no step"
         if noted:
             note(answers, self.rng)
 

@@ -34,12 +34,21 @@ from marshmallow import Schema, ValidationError
 from webargs.flaskparser import FlaskParser
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
-from app import errors, idempotency, schemas
+from app import errors, idempotency
 from app.auth import Principal, Tokens, bearer_token
-from app.db import SchemaMismatch, check_schema, claim_secret_keys, dependable, retrying
+from app.db import (
+    SchemaMismatch,
+    check_schema,
+    claim_secret_keys,
+    dependable,
+    note_cluster,
+    retrying,
+)
 from app.endpoints import Registry
 from app.ingest import RAISED
 from app.ratelimit import Limits
+from app.schemas.base import Body
+from app.schemas.fields import flat
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -84,6 +93,7 @@ class Service:
         if not self.is_checked:
             check_schema()
             claim_secret_keys(self.registry.vault.fingerprints)
+            note_cluster()
             self.is_checked = True
 
 
@@ -187,7 +197,7 @@ class StrictParser(FlaskParser):
 
     def load_json(self, req: Any, schema: Schema) -> Any:
         """The body, whatever its method; its Content-Type must say that it is JSON."""
-        assert isinstance(schema, schemas.Body)
+        assert isinstance(schema, Body)
         raw = body()
         if not (req.mimetype == "application/json" or req.mimetype.endswith("+json")):
             raise errors.invalid("Content-Type", "must be application/json")
@@ -202,7 +212,7 @@ class StrictParser(FlaskParser):
 
     def handle_error(self, error: ValidationError, *_args: Any, **_kwargs: Any) -> Any:
         """Every field that was refused, and the first of them in the message."""
-        details = schemas.flat(next(iter(error.messages_dict.values())))
+        details = flat(next(iter(error.messages_dict.values())))
         first, reason = next(iter(details.items()))
         raise errors.Error("invalid_request", f"{first}: {reason}", details)
 

@@ -6,18 +6,20 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from app import errors, schemas
+from app import errors
 from app.blueprints.common import called_by, idempotent, service, with_text
 from app.blueprints.tenant.surface import a_publisher, a_reader, blueprint
 from app.models import Event
 from app.publish import publish, publish_batch
 from app.ratelimit import Limits
+from app.schemas.events import Batch, BatchPublished, EventPublished, EventToPublish, EventWithTasks
+from app.schemas.fields import parse_id
 
 blp = blueprint("events", "Things that happened.")
 
 MAX_BATCH_BYTES = 4 * 1024 * 1024
 
-_EVENT = schemas.EventWithTasks()
+_EVENT = EventWithTasks()
 
 
 def _prepaid(view: Callable[..., Any]) -> Callable[..., Any]:
@@ -65,10 +67,10 @@ def _publishing_for(owner: int, named: int | None) -> int:
 @blp.route("/events", methods=["POST"])
 @called_by(a_publisher)
 @_prepaid
-@blp.arguments(schemas.EventToPublish())
+@blp.arguments(EventToPublish())
 @_rationed
 @idempotent()
-@blp.response(202, schemas.EventPublished())
+@blp.response(202, EventPublished())
 def publish_event(tenant_id: int, events: list[Any]) -> Any:
     """Publish an event
 
@@ -82,10 +84,10 @@ def publish_event(tenant_id: int, events: list[Any]) -> Any:
 @blp.route("/events/batch", methods=["POST"])
 @called_by(a_publisher, at_most_bytes=MAX_BATCH_BYTES)
 @_prepaid
-@blp.arguments(schemas.Batch())
+@blp.arguments(Batch())
 @_rationed
 @idempotent()
-@blp.response(202, schemas.BatchPublished())
+@blp.response(202, BatchPublished())
 def publish_events(tenant_id: int, events: list[Any]) -> Any:
     """Publish many events
 
@@ -96,8 +98,8 @@ def publish_events(tenant_id: int, events: list[Any]) -> Any:
 
 @blp.route("/events/<event_id>", methods=["GET"])
 @called_by(a_reader, Limits.request)
-@blp.response(200, schemas.EventWithTasks())
+@blp.response(200, EventWithTasks())
 def read_event(tenant_id: int, event_id: str) -> Any:
     """Look at one event, and at what became of it"""
-    event = Event.get_of(tenant_id, schemas.parse_id("evt", event_id))
+    event = Event.get_of(tenant_id, parse_id("evt", event_id))
     return with_text(_EVENT.dump(event), "data", event.data)

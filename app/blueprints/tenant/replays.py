@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from app import replays, schemas
+from app import replays
 from app.blueprints.common import called_by, idempotent
 from app.blueprints.tenant.surface import a_reader, a_writer, blueprint
 from app.models import Replay
 from app.ratelimit import Limits
+from app.schemas.fields import parse_id
+from app.schemas.replays import ReplayItem, ReplayRequest, ReplayStarted
 
 blp = blueprint("replays", "Past events delivered again.")
 
 
 @blp.route("/replay", methods=["POST"])
 @called_by(a_writer, Limits.request, Limits.replay)
-@blp.arguments(schemas.ReplayRequest())
+@blp.arguments(ReplayRequest())
 @idempotent()
-@blp.response(202, schemas.ReplayStarted())
+@blp.response(202, ReplayStarted())
 def start_replay(tenant_id: int, wanted: dict[str, Any]) -> Any:
     """Replay from a watermark
 
@@ -29,19 +31,19 @@ def start_replay(tenant_id: int, wanted: dict[str, Any]) -> Any:
 
 @blp.route("/replays/<replay_id>", methods=["GET"])
 @called_by(a_reader, Limits.request)
-@blp.response(200, schemas.ReplayItem())
+@blp.response(200, ReplayItem())
 def read_replay(tenant_id: int, replay_id: str) -> Any:
     """Look at one replay"""
-    return Replay.get_of(tenant_id, schemas.parse_id("rpl", replay_id))
+    return Replay.get_of(tenant_id, parse_id("rpl", replay_id))
 
 
 @blp.route("/replays/<replay_id>/cancel", methods=["POST"])
 @called_by(a_writer, Limits.request)
 @idempotent()
-@blp.response(200, schemas.ReplayItem())
+@blp.response(200, ReplayItem())
 def cancel_replay(tenant_id: int, replay_id: str) -> Any:
     """Cancel a replay
 
     It makes no more tasks; those it made stay. 409 once it has finished.
     """
-    return replays.cancel(tenant_id, schemas.parse_id("rpl", replay_id))
+    return replays.cancel(tenant_id, parse_id("rpl", replay_id))

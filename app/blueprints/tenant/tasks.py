@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from app import schemas
 from app.blueprints.common import called_by, link_to_next
 from app.blueprints.tenant.surface import a_reader, blueprint
 from app.models import Task
 from app.pages import page_of_tasks
 from app.ratelimit import Limits
+from app.schemas.fields import parse_id
+from app.schemas.tasks import TaskPage, TaskQuery, TaskWithAttempts
 
 blp = blueprint("tasks", "Events on their way to endpoints.")
 
 
 @blp.route("/tasks", methods=["GET"])
 @called_by(a_reader, Limits.request)
-@blp.arguments(schemas.TaskQuery(), location="query")
-@blp.response(200, schemas.TaskPage())
+@blp.arguments(TaskQuery(), location="query")
+@blp.response(200, TaskPage())
 def list_tasks(tenant_id: int, wanted: dict[str, Any]) -> Any:
     """List the tenant's tasks
 
@@ -29,10 +30,10 @@ def list_tasks(tenant_id: int, wanted: dict[str, Any]) -> Any:
 
 @blp.route("/tasks/<task_id>", methods=["GET"])
 @called_by(a_reader, Limits.request)
-@blp.response(200, schemas.TaskWithAttempts())
+@blp.response(200, TaskWithAttempts())
 def read_task(tenant_id: int, task_id: str) -> Any:
     """Look at one task and its attempts
 
     The attempts in the order they were made, the newest 100 of them.
     """
-    return Task.get_of(tenant_id, schemas.parse_id("task", task_id))
+    return Task.get_of(tenant_id, parse_id("task", task_id))

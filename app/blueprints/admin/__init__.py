@@ -1,0 +1,1 @@
+"""The admin surface (admin-api.md): one blueprint per noun under one prefix."""

@@ -1,0 +1,28 @@
+"""What the admin surface's blueprints share: the prefix, the dialect, and who may call."""
+
+from __future__ import annotations
+
+from app import errors
+from app.auth import Principal
+from app.blueprints.common import Blueprint, Dialect
+
+PREFIX = "/api/webhooks"
+
+
+def blueprint(noun: str, description: str) -> Blueprint:
+    """The blueprint of one noun."""
+    return Blueprint(f"admin_{noun}", __name__, url_prefix=PREFIX, description=description)
+
+
+def dialect() -> Dialect:
+    """HTTP status and ``{"code": <status>, "msg": …, "data": null}``."""
+    return Dialect(
+        PREFIX, lambda error, status: {"code": status, "msg": error.message, "data": None}
+    )
+
+
+def an_admin(principal: Principal) -> int:
+    """Admins act for no tenant of their own; nobody else is let in."""
+    if not principal.is_admin:
+        raise errors.Error("forbidden", "this takes a token with the role admin")
+    return 0

@@ -1,0 +1,51 @@
+"""Tasks of any tenant: list, retry (admin-api.md)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from marshmallow import fields
+
+from app.blueprints.admin.surface import an_admin, blueprint
+from app.blueprints.common import called_by, idempotent, link_to_next
+from app.models import Task
+from app.pages import page_of_tasks
+from app.schemas.admin import AdminTask, AdminTaskQuery, ById, JustId
+from app.schemas.base import enveloped
+
+blp = blueprint("tasks", "Tasks of any tenant.")
+
+
+@blp.route("/tasks", methods=["GET"])
+@called_by(an_admin)
+@blp.arguments(AdminTaskQuery(), location="query")
+@blp.response(
+    200,
+    enveloped(
+        "Tasks",
+        fields.List(fields.Nested(AdminTask())),
+        next_cursor=fields.String(),
+    ),
+)
+def list_tasks(_owner: int, wanted: dict[str, Any]) -> Any:
+    """List a tenant's tasks
+
+    The newest first, each with its endpoint's URL.
+    """
+    found = page_of_tasks(wanted.pop("tenant_id"), **wanted)
+    return {"data": found.items, "next_cursor": found.next_cursor}, link_to_next(found.next_cursor)
+
+
+@blp.route("/tasks/retry", methods=["POST"])
+@called_by(an_admin)
+@blp.arguments(ById())
+@idempotent()
+@blp.response(200, enveloped("TaskRetried", fields.Nested(JustId())))
+def retry_task(_owner: int, wanted: dict[str, Any]) -> Any:
+    """Retry a task at once
+
+    It starts the schedule anew. 409 while it is being delivered or when nothing can be delivered
+    any more; `msg` tells when it has to wait for its endpoint.
+    """
+    _, msg = Task.retry(wanted["id"])
+    return {"data": wanted, "msg": msg}

@@ -1,0 +1,250 @@
+"""The values of both contracts as marshmallow fields: ids, times, URLs, secrets, event types.
+
+Types are strict: ``"7"`` is no integer and ``true`` is none either.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from marshmallow import ValidationError, fields, validate
+
+from app import errors
+from app.models import LARGEST_ID, rfc3339
+from app.publish import MAX_DATA_BYTES
+from hookjetty.verify import secret_bytes
+
+MAX_URL_CHARACTERS = 2048
+MAX_PATTERNS = 100
+MAX_LIMIT = 200
+MAX_TYPE_CHARACTERS = 128
+_INTEGER = f"must be an integer from 1 to {LARGEST_ID}"
+_SEGMENTS = r"[a-zA-Z0-9_]+(\.[a-zA-Z0-9_]+)*"
+_is_segments = re.compile(_SEGMENTS).fullmatch
+
+
+def parse_id(prefix: str, text: str, field: str | None = None) -> int:
+    """The number in a tenant-facing id, or ``invalid_request``.
+
+    >>> parse_id("ep", "ep_7")
+    7
+    """
+    number = text.removeprefix(f"{prefix}_")
+    if number == text or not re.fullmatch(r"[1-9][0-9]{0,15}", number) or int(number) > LARGEST_ID:
+        raise errors.invalid(field or "path", _id_reason(prefix))
+    return int(number)
+
+
+def _id_reason(prefix: str) -> str:
+    return f"must be an id such as {prefix}_7"
+
+
+# Reasons follow the field's name and a colon.
+reworded: dict[str, Any] = {"required": "is missing", "null": "must not be null"}
+
+
+class Text(fields.String):
+    """A string."""
+
+    default_error_messages = reworded | {"invalid": "must be a string"}
+
+
+class TextOrEmpty(Text):
+    """A string where the admin contract has no null: none is the empty one."""
+
+    def _serialize(self, value: Any, *_args: Any, **_kwargs: Any) -> str:
+        return value or ""
+
+
+class Id(fields.Integer):
+    """An id as admins and services see it: an integer that every JSON reader keeps exact."""
+
+    default_error_messages = reworded
+
+    def _deserialize(self, value: Any, *_args: Any, **_kwargs: Any) -> int:
+        if type(value) is not int or not 1 <= value <= LARGEST_ID:
+            raise ValidationError(_INTEGER)
+        return value
+
+
+class TextId(Id):
+    """The same in a query string."""
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> int:
+        if not re.fullmatch(r"[1-9][0-9]{0,15}", value):
+            raise ValidationError(_INTEGER)
+        return super()._deserialize(int(value), *args, **kwargs)
+
+
+class Limit(fields.Integer):
+    """How many items a page has at most, in a query string."""
+
+    default_error_messages = reworded
+
+    def _deserialize(self, value: Any, *_args: Any, **_kwargs: Any) -> int:
+        if not re.fullmatch(r"[1-9][0-9]{0,2}", value) or int(value) > MAX_LIMIT:
+            raise ValidationError(f"must be an integer from 1 to {MAX_LIMIT}")
+        return int(value)
+
+
+class PrefixedId(Text):
+    """An id as tenants see it: ``ep_7`` and the like."""
+
+    def __init__(self, prefix: str, **kwargs: Any) -> None:
+        metadata = {"example": f"{prefix}_7"} | kwargs.pop("metadata", {})
+        super().__init__(metadata=metadata, **kwargs)
+        self.prefix = prefix
+
+    def _serialize(self, value: Any, *_args: Any, **_kwargs: Any) -> str | None:
+        return None if value is None else f"{self.prefix}_{value}"
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        text = super()._deserialize(value, *args, **kwargs)
+        try:
+            return parse_id(self.prefix, text)
+        except errors.Error:
+            raise ValidationError(_id_reason(self.prefix)) from None
+
+
+class Time(fields.DateTime):
+    """RFC 3339 in UTC with milliseconds."""
+
+    def _serialize(self, value: datetime | None, *_args: Any, **_kwargs: Any) -> str | None:
+        return rfc3339(value)
+
+
+class TimeOrEmpty(Time):
+    """The same where the admin contract has no null: none is the empty string."""
+
+    def _serialize(self, value: datetime | None, *_args: Any, **_kwargs: Any) -> str:
+        return rfc3339(value) or ""
+
+
+class Url(Text):
+    """A URL as text; whether it may be called is the policy's to say."""
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        text: str = super()._deserialize(value, *args, **kwargs)
+        if not 1 <= len(text) <= MAX_URL_CHARACTERS:
+            raise ValidationError(f"must have 1 to {MAX_URL_CHARACTERS} characters")
+        return text
+
+
+class Secret(Text):
+    """What signs an endpoint's deliveries (Standard Webhooks 1.0, and plain text besides)."""
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        text: str = super()._deserialize(value, *args, **kwargs)
+        if text and not text.strip("*"):
+            raise ValidationError(
+                "is a mask and not a secret; leave it out to keep the present one, or to get a new"
+                " one with a new endpoint"
+            )
+        try:
+            secret_bytes(text)
+        except ValueError as reason:
+            raise ValidationError(str(reason)) from None
+        return text
+
+
+class Patterns(fields.List[str]):
+    """Event types that are wanted: exact, everything below a prefix (``export.*``), or ``*``."""
+
+    default_error_messages = reworded | {"invalid": "must be a list of event types"}
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(Text(), **kwargs)
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        patterns: list[Any] = super()._deserialize(value, *args, **kwargs)
+        if not 1 <= len(patterns) <= MAX_PATTERNS:
+            raise ValidationError(f"must have 1 to {MAX_PATTERNS} event types")
+        for pattern in patterns:
+            if not _is_pattern(pattern):
+                raise ValidationError(
+                    f"{pattern[:MAX_TYPE_CHARACTERS]!r} is neither an event type such as"
+                    f" export.done, nor export.*, nor *; at most {MAX_TYPE_CHARACTERS} characters"
+                )
+        return list(dict.fromkeys(patterns))
+
+
+def _is_pattern(text: str) -> bool:
+    """Whether it can match a type.
+
+    >>> [_is_pattern(each) for each in ("*", "export.*", "export.done", "ex*", "*.done", "a..b")]
+    [True, True, True, False, False, False]
+    """
+    return text == "*" or (
+        len(text) <= MAX_TYPE_CHARACTERS
+        and re.fullmatch(_SEGMENTS, text.removesuffix(".*")) is not None
+    )
+
+
+class EventType(Text):
+    """The type of an event."""
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        text: str = super()._deserialize(value, *args, **kwargs)
+        if len(text) > MAX_TYPE_CHARACTERS or not re.fullmatch(_SEGMENTS, text):
+            raise ValidationError(
+                "must be segments of letters, digits and _ joined by dots, such as export.done, of"
+                f" at most {MAX_TYPE_CHARACTERS} characters"
+            )
+        if text.startswith("hookjetty."):
+            raise ValidationError("the prefix hookjetty. is reserved for operational events")
+        return text
+
+
+def is_event_type(text: str) -> bool:
+    """Whether ``EventType`` accepts it.
+
+    >>> [is_event_type(each) for each in ("export.done", "x", "a..b", "hookjetty.x", "")]
+    [True, True, False, False, False]
+    """
+    return (
+        len(text) <= MAX_TYPE_CHARACTERS
+        and _is_segments(text) is not None
+        and not text.startswith("hookjetty.")
+    )
+
+
+class JsonText(str):
+    """The source text of a JSON object."""
+
+    __slots__ = ()
+
+
+class JsonObject(fields.Field[str]):
+    """A JSON object, of which the very text is kept."""
+
+    default_error_messages = reworded
+
+    def _deserialize(self, value: Any, *_args: Any, **_kwargs: Any) -> str:
+        if not isinstance(value, JsonText):
+            raise ValidationError("must be a JSON object")
+        if len(value) > MAX_DATA_BYTES or len(value.encode()) > MAX_DATA_BYTES:
+            raise ValidationError(f"is longer than 256 KiB ({MAX_DATA_BYTES} bytes)")
+        return value
+
+
+def one_of(statuses: tuple[str, ...]) -> Text:
+    reason = f"must be one of {', '.join(statuses)}"
+    return Text(validate=validate.OneOf(statuses, error=reason))
+
+
+def flat(messages: Mapping[Any, Any] | list[Any], path: str = "") -> dict[str, str]:
+    """marshmallow's tree of reasons as one reason per field.
+
+    >>> flat({"url": ["is missing"], "events": {3: {"type": ["must be a string"]}}})
+    {'url': 'is missing', 'events.3.type': 'must be a string'}
+    """
+    if isinstance(messages, list):
+        return {path or "body": "; ".join(map(str, messages))}
+    found: dict[str, str] = {}
+    for name, below in messages.items():
+        inner = path if name == "_schema" else f"{path}.{name}" if path else str(name)
+        found |= flat(below, inner)
+    return found
