@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from ipaddress import IPv4Address, IPv6Address, ip_network
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.destinations import (
+    _SPECIAL_IPV4,
+    _SPECIAL_IPV6,
     MAX_URL_CHARACTERS,
     Policy,
     Refused,
@@ -259,3 +263,10 @@ def test_the_settings_make_the_policy():
         HERE.allow_networks, True, frozenset({7}), frozenset({8080})
     )
     assert Policy().allow_networks == ()
+
+
+def test_the_security_page_lists_the_networks_that_are_refused():
+    page = (Path(__file__).parent.parent / "docs/security.md").read_text()
+    table = page.split("### Networks\n")[1].split("\n* ")[0]
+    listed = re.findall(r"`([0-9a-f.:]+/[0-9]+)`", table)
+    assert sorted(listed) == sorted(str(each) for each, _ in _SPECIAL_IPV4 + _SPECIAL_IPV6)
