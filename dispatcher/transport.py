@@ -56,6 +56,7 @@ KEPT_HEADER_BYTES = 16 * 1024
 KEPT_BODY_BYTES_ON_SUCCESS = 1024
 KEPT_BODY_BYTES_ON_FAILURE = 16 * 1024
 KEPT_RETRY_AFTER_CHARACTERS = 256
+BODY_BYTES_KEPT_WHILE_IDLE = 4096
 # An idle connection is not used again after MAXAGE, no connection after MAXLIFETIME: receivers
 # move, and a name's addresses are asked for again every 60 s.
 IDLE_CONNECTION_SECONDS = 60
@@ -360,6 +361,7 @@ class Transport:
             outcome = Outcome(
                 transfer.tag, transfer.started_at, failure="bad_response", detail="see the log"
             )
+        transfer.let_go()
         self._idle.append(transfer)
         self._done(outcome)
 
@@ -635,6 +637,14 @@ class _Transfer:
             outcome.response_body = _storable(self._body, kept)
             outcome.truncated = code != 0 or self._body_bytes > kept
         return outcome
+
+    def let_go(self) -> None:
+        """Keep no large body while idle: hundreds of handles would hold on to the largest events
+        that each has ever sent.
+        """
+        if len(self._start.request.body) > BODY_BYTES_KEPT_WHILE_IDLE:
+            self._start.request.body = b""
+            self.curl.setopt(pycurl.POSTFIELDS, b"")
 
     def _clear(self) -> None:
         self._head.clear()

@@ -8,6 +8,7 @@ import resource
 import socket
 import threading
 import time
+import tracemalloc
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,6 +28,7 @@ from tests.hostile import (
     answer_and_close,
     answer_and_reset,
     hang,
+    never_read,
     over_tls,
     pour,
     read_request,
@@ -141,6 +143,21 @@ def test_a_success_has_no_retry_after_and_a_long_one_is_cut(wire, receivers):
     assert first.retry_after is None
     assert second.retry_after == "9" * 256
     assert third.retry_after.startswith("7 ") and third.total_us < 500_000
+
+
+def test_an_idle_handle_holds_no_large_body(wire, receivers):
+    """Or a burst of the largest events would cost their size for every place in flight, for good.
+
+    What a receiver could not take whole is gone as well as what was answered.
+    """
+    receiver, never = receivers(answer_and_close(OK)), receivers(never_read)
+    tracemalloc.start()
+    try:
+        for urls, seconds in (([receiver.url()] * 40, 5.0), ([never.url()] * 40, 0.3)):
+            wire.send(*(post(url, body=bytes(1_000_000), timeout=seconds) for url in urls))
+        wait_until(lambda: tracemalloc.get_traced_memory()[0] < 4_000_000)
+    finally:
+        tracemalloc.stop()
 
 
 # --- Deadlines ---------------------------------------------------------------------------------
