@@ -178,6 +178,40 @@ def test_r1_a_gibibyte_costs_neither_memory_nor_time(unharmed):
     assert poured["bytes"] < len(found) * AT_ONCE * 16 * MEBIBYTE
 
 
+# A chunk of one byte, whose size line does not end, or ends late.
+EXTENSIONS = [b"e" * 65536]
+CHUNKS_WITH_EXTENSIONS = [b"1;" + b"e" * 60_000 + b"\r\nx\r\n"]
+
+
+@pytest.mark.parametrize("is_kept_open", [False, True], ids=["new", "kept open"])
+def test_r1_what_is_neither_header_nor_body_ends_it_as_well(receivers, is_kept_open):
+    """libcurl reads a chunk's extensions without end and does not show them."""
+    if not hasattr(socket, "TCP_INFO"):
+        pytest.skip("this system does not say what a connection has brought")
+    for status, flood in itertools.product((b"200", b"500"), (EXTENSIONS, CHUNKS_WITH_EXTENSIONS)):
+        poured: Counter[str] = Counter()
+        head = CHUNKED.replace(b"200", status) + b"1;"
+        pouring = pour(head, flood * 1_000_000, poured=poured)
+
+        def behave(connection: socket.socket, pouring: Behaviour = pouring) -> None:
+            if is_kept_open:
+                read_request(connection)
+                connection.sendall(OK)
+            pouring(connection)
+
+        receiver = receivers(behave)
+        with wired() as wire:
+            if is_kept_open:
+                assert wire.send_one(receiver.url()).failure is None
+            outcome = wire.send_one(receiver.url(), timeout=20.0)
+        assert outcome.status_code == int(status)
+        assert outcome.failure == (None if status == b"200" else "http_5xx")
+        assert outcome.truncated
+        assert receiver.connections == 1
+        assert outcome.total_us < 10_000_000  # within half a second, on an idle machine
+        assert poured["bytes"] > MEBIBYTE
+
+
 def test_r2_nothing_is_inflated(unharmed):
     zeros = gzip.compress(bytes(20 * MEBIBYTE))
     deep = gzip.compress(gzip.compress(gzip.compress(bytes(200 * MEBIBYTE), 6)))
