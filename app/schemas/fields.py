@@ -13,7 +13,7 @@ from typing import Any
 from marshmallow import ValidationError, fields, validate
 
 from app import errors
-from app.models import LARGEST_ID, rfc3339
+from app.models import LARGEST_ID, read_time, rfc3339
 from app.publish import MAX_DATA_BYTES
 from hookjetty.verify import secret_bytes
 
@@ -90,6 +90,17 @@ class Limit(fields.Integer):
         return int(value)
 
 
+class Flag(fields.Boolean):
+    """Yes or no in a query string: ``1``, ``0``, ``true``, ``false``."""
+
+    default_error_messages = reworded
+
+    def _deserialize(self, value: Any, *_args: Any, **_kwargs: Any) -> bool:
+        if value not in ("1", "0", "true", "false"):
+            raise ValidationError("must be 1 or 0")
+        return value in ("1", "true")
+
+
 class PrefixedId(Text):
     """An id as tenants see it: ``ep_7`` and the like."""
 
@@ -121,6 +132,16 @@ class TimeOrEmpty(Time):
 
     def _serialize(self, value: datetime | None, *_args: Any, **_kwargs: Any) -> str:
         return rfc3339(value) or ""
+
+
+class Moment(Text):
+    """A moment that a client names, in RFC 3339."""
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        moment = read_time(super()._deserialize(value, *args, **kwargs))
+        if moment is None:
+            raise ValidationError("must be a time such as 2025-10-05T06:00:00Z")
+        return moment
 
 
 class Url(Text):
@@ -181,6 +202,16 @@ def _is_pattern(text: str) -> bool:
         len(text) <= MAX_TYPE_CHARACTERS
         and re.fullmatch(_SEGMENTS, text.removesuffix(".*")) is not None
     )
+
+
+class Pattern(Text):
+    """One of them."""
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        text: str = super()._deserialize(value, *args, **kwargs)
+        if not _is_pattern(text):
+            raise ValidationError("must be an event type such as export.done, or export.*, or *")
+        return text
 
 
 class EventType(Text):
