@@ -8,9 +8,19 @@ from typing import Any
 from marshmallow import fields, post_load, validate
 
 from app import errors, strictjson
-from app.publish import MAX_BATCH, MAX_DATA_BYTES, MAX_KEY_CHARACTERS, NewEvent
+from app.publish import MAX_BATCH, MAX_KEY_CHARACTERS, NewEvent
 from app.schemas.base import Body, Outgoing
-from app.schemas.fields import EventType, Id, JsonObject, JsonText, PrefixedId, Text, Time, reworded
+from app.schemas.fields import (
+    EventType,
+    Id,
+    JsonObject,
+    JsonText,
+    PrefixedId,
+    Text,
+    Time,
+    Verbatim,
+    reworded,
+)
 from app.schemas.tasks import TaskItem
 
 
@@ -18,7 +28,7 @@ class EventToPublish(Body):
     """POST /events."""
 
     type = EventType(required=True)
-    data = JsonObject(required=True, metadata={"type": "object", "maxLength": MAX_DATA_BYTES})
+    data = JsonObject(required=True)
     key = Text(
         validate=validate.Length(
             1, MAX_KEY_CHARACTERS, error=f"must have 1 to {MAX_KEY_CHARACTERS} characters"
@@ -112,3 +122,4 @@ class EventWithTasks(EventItem):
     """GET /events/{id}."""
 
     tasks = fields.List(fields.Nested(TaskItem()))
+    data = Verbatim()

@@ -7,7 +7,7 @@ from functools import wraps
 from typing import Any
 
 from app import errors
-from app.blueprints.common import called_by, idempotent, service, with_text
+from app.blueprints.common import called_by, counting, idempotent, service, with_text
 from app.blueprints.tenant.surface import a_publisher, a_reader, blueprint
 from app.models import Event
 from app.publish import publish, publish_batch
@@ -28,6 +28,7 @@ def _prepaid(view: Callable[..., Any]) -> Callable[..., Any]:
     Always before the transaction, be there a repeat or not: in it, the bucket's row would stay
     locked until the commit, and whatever the tenant publishes meanwhile would queue behind it.
     """
+    counting(Limits.publish)(view)
 
     @wraps(view)
     def wrapper(owner: int) -> Any:
@@ -71,6 +72,7 @@ def _publishing_for(owner: int, named: int | None) -> int:
 @_rationed
 @idempotent()
 @blp.response(202, EventPublished())
+@blp.alt_response(200, schema=EventPublished(), success=True)
 def publish_event(tenant_id: int, events: list[Any]) -> Any:
     """Publish an event
 
