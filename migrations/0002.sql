@@ -17,6 +17,11 @@ ALTER TABLE hookjetty.endpoints
     ADD CONSTRAINT endpoints_reason_check CHECK (reason IN ('gone', 'failing'));
 DROP INDEX hookjetty.endpoints_settling;
 
+-- An event's data can be erased, and a test event is for one endpoint.
+ALTER TABLE hookjetty.events
+    ALTER COLUMN data DROP NOT NULL,
+    ADD COLUMN endpoint_id bigint;
+
 -- What is under way had its lease in an index; now it is in a table.
 CREATE TABLE hookjetty.leases (
     id        bigint PRIMARY KEY,
