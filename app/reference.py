@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
@@ -36,7 +36,7 @@ class Table(NamedTuple):
     """Rows of prose under a head."""
 
     head: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
 
 
 class Code(NamedTuple):
@@ -204,16 +204,15 @@ def _resolved(document: Document, schema: Mapping[str, Any]) -> Mapping[str, Any
     for word in ("anyOf", "allOf"):
         for each in schema.get(word, ()):
             if each.get("type") != "null":
-                return _resolved(document, each) | {
-                    name: value for name, value in schema.items() if name != word
-                }
+                beside = {name: value for name, value in schema.items() if name != word}
+                return {**_resolved(document, each), **beside}
     if "$ref" not in schema:
         return schema
     found: Any = document
     for part in schema["$ref"].removeprefix("#/").split("/"):
         found = found[part]
     beside = {name: value for name, value in schema.items() if name not in ("$ref", "properties")}
-    return _resolved(document, found) | beside
+    return {**_resolved(document, found), **beside}
 
 
 def _type(document: Document, schema: Mapping[str, Any]) -> str:

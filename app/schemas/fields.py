@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, ClassVar
+from typing import Any
 
 from marshmallow import ValidationError, fields, missing, validate
 
@@ -56,7 +56,7 @@ reworded: dict[str, Any] = {"required": "is missing", "null": "must not be null"
 class Text(fields.String):
     """A string."""
 
-    described: ClassVar[Mapping[str, Any]] = {}
+    described: Mapping[str, Any] = {}
     default_error_messages = reworded | {"invalid": "must be a string"}
 
 
@@ -70,7 +70,7 @@ class TextOrEmpty(Text):
 class Id(fields.Integer):
     """An id as admins and services see it: an integer that every JSON reader keeps exact."""
 
-    described: ClassVar[Mapping[str, Any]] = {"minimum": 1, "maximum": LARGEST_ID, "examples": [7]}
+    described: Mapping[str, Any] = {"minimum": 1, "maximum": LARGEST_ID, "examples": [7]}
     default_error_messages = reworded
 
     def _deserialize(self, value: Any, *_args: Any, **_kwargs: Any) -> int:
@@ -91,7 +91,7 @@ class TextId(Id):
 class Limit(fields.Integer):
     """How many items a page has at most, in a query string."""
 
-    described: ClassVar[Mapping[str, Any]] = {
+    described: Mapping[str, Any] = {
         "minimum": 1,
         "maximum": MAX_LIMIT,
         "description": "So many items at most.",
@@ -126,7 +126,7 @@ class PrefixedId(Text):
 class Time(fields.DateTime):
     """RFC 3339 in UTC with milliseconds."""
 
-    described: ClassVar[Mapping[str, Any]] = {
+    described: Mapping[str, Any] = {
         "pattern": f"^{_TIME}$",
         "examples": ["2026-11-21T23:13:17.323Z"],
     }
@@ -138,7 +138,8 @@ class Time(fields.DateTime):
 class TimeOrEmpty(Time):
     """The same where the admin contract has no null: none is the empty string."""
 
-    described: ClassVar[Mapping[str, Any]] = Time.described | {
+    described: Mapping[str, Any] = {
+        **Time.described,
         "format": None,
         "pattern": f"^({_TIME})?$",
     }
@@ -150,7 +151,7 @@ class TimeOrEmpty(Time):
 class Url(Text):
     """A URL as text; whether it may be called is the policy's to say."""
 
-    described: ClassVar[Mapping[str, Any]] = {
+    described: Mapping[str, Any] = {
         "minLength": 1,
         "maxLength": MAX_URL_CHARACTERS,
         "examples": ["https://app.example.com/hook"],
@@ -166,7 +167,7 @@ class Url(Text):
 class Secret(Text):
     """What signs an endpoint's deliveries (Standard Webhooks 1.0, and plain text besides)."""
 
-    described: ClassVar[Mapping[str, Any]] = {"minLength": 16, "maxLength": 256}
+    described: Mapping[str, Any] = {"minLength": 16, "maxLength": 256}
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         text: str = super()._deserialize(value, *args, **kwargs)
@@ -185,7 +186,7 @@ class Secret(Text):
 class Patterns(fields.List[str]):
     """Event types that are wanted: exact, everything below a prefix (``export.*``), or ``*``."""
 
-    described: ClassVar[Mapping[str, Any]] = {
+    described: Mapping[str, Any] = {
         "items": {
             "type": "string",
             "pattern": rf"^(\*|{_SEGMENTS}(\.\*)?)$",
@@ -228,7 +229,7 @@ def _is_pattern(text: str) -> bool:
 class EventType(Text):
     """The type of an event."""
 
-    described: ClassVar[Mapping[str, Any]] = {
+    described: Mapping[str, Any] = {
         "pattern": rf"^(?!hookjetty\.){_SEGMENTS}$",
         "maxLength": MAX_TYPE_CHARACTERS,
         "examples": ["export.done"],
@@ -268,7 +269,7 @@ class JsonText(str):
 class JsonObject(fields.Field[str]):
     """A JSON object, of which the very text is kept."""
 
-    described: ClassVar[Mapping[str, Any]] = {
+    described: Mapping[str, Any] = {
         "type": "object",
         "description": f"At most {MAX_DATA_BYTES:,} bytes; delivered as the text that was sent.",
         "examples": [{"export": 42, "rows": 1000}],
@@ -286,9 +287,9 @@ class JsonObject(fields.Field[str]):
 class Verbatim(fields.Field[Any]):
     """A JSON object that is added to the answer as the text it came in as; named here only."""
 
-    described: ClassVar[Mapping[str, Any]] = {
-        "type": "object",
-        "description": "The very text that was published.",
+    described: Mapping[str, Any] = {
+        "type": ["object", "null"],
+        "description": "The very text that was published; null once it was erased.",
         "examples": [{"export": 42, "rows": 1000}],
     }
 

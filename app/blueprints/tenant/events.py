@@ -104,4 +104,4 @@ def publish_events(tenant_id: int, events: list[Any]) -> Any:
 def read_event(tenant_id: int, event_id: str) -> Any:
     """Look at one event, and at what became of it"""
     event = Event.get_of(tenant_id, parse_id("evt", event_id))
-    return with_text(_EVENT.dump(event), "data", event.data)
+    return with_text(_EVENT.dump(event), "data", event.data or "null")
