@@ -294,6 +294,7 @@ def document(app: Flask) -> dict[str, Any]:
     for operations in made["paths"].values():
         for operation in operations.values():
             _give_examples(operation, made["components"]["schemas"])
+    _link(made)
     _tidy(made)
     return made
 
@@ -524,6 +525,50 @@ def _example(schema: dict[str, Any], schemas: dict[str, Any]) -> Any:
     return {"string": "…", "integer": schema.get("minimum", 0), "number": 0.5, "boolean": False}[
         types
     ]
+
+
+# -------------------------------------------------------------------------------------- links
+
+
+def _link(made: dict[str, Any]) -> None:
+    """Say of answers that name new things, and of pages, where to go with what they name."""
+    operations = [each for methods in made["paths"].values() for each in methods.values()]
+    for operation in operations:
+        takes = {each.get("name") for each in operation["parameters"]}
+        for status, answer in operation["responses"].items():
+            if status in ("201", "202"):
+                names = _properties(answer, made["components"]["schemas"])
+                links = _links_by(names, operations)
+            elif status == "200" and "cursor" in takes:
+                links = {
+                    "next_page": {
+                        "operationId": operation["operationId"],
+                        "parameters": {"cursor": "$response.body#/next_cursor"},
+                    }
+                }
+            else:
+                continue
+            if links:
+                answer["links"] = links
+
+
+def _properties(answer: dict[str, Any], schemas: dict[str, Any]) -> set[str]:
+    schema = answer["content"]["application/json"]["schema"]
+    name = schema.get("$ref", "").rpartition("/")[2]
+    return set(schemas.get(name, schema).get("properties", ()))
+
+
+def _links_by(names: set[str], operations: list[dict[str, Any]]) -> dict[str, Any]:
+    """To each operation whose path takes one thing, which is among these names."""
+    found = {}
+    for operation in operations:
+        in_path = [each["name"] for each in operation["parameters"] if each.get("in") == "path"]
+        if len(in_path) == 1 and in_path[0] in names:
+            found[operation["operationId"]] = {
+                "operationId": operation["operationId"],
+                "parameters": {in_path[0]: f"$response.body#/{in_path[0]}"},
+            }
+    return found
 
 
 def _tidy(made: dict[str, Any]) -> None:

@@ -43,7 +43,12 @@ class PageQuery(Query):
     """Which page of a list."""
 
     limit = Limit(load_default=50)
-    cursor = Text(metadata={"description": "The `next_cursor` of the page before."})
+    cursor = Text(
+        metadata={
+            "description": "The `next_cursor` of the page before, with the same filters.",
+            "minLength": 1,
+        }
+    )
 
 
 class Outgoing(Schema):

@@ -152,6 +152,7 @@ class Url(Text):
     """A URL as text; whether it may be called is the policy's to say."""
 
     described: Mapping[str, Any] = {
+        "pattern": "^[Hh][Tt][Tt][Pp][Ss]?://",
         "minLength": 1,
         "maxLength": MAX_URL_CHARACTERS,
         "examples": ["https://app.example.com/hook"],
