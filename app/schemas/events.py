@@ -9,7 +9,7 @@ from marshmallow import ValidationError, fields, post_load, validate, validates_
 
 from app import errors, strictjson
 from app.models import ENDPOINT_STATUSES
-from app.publish import MAX_BATCH, MAX_DATA_BYTES, MAX_KEY_CHARACTERS, NewEvent
+from app.publish import MAX_BATCH, MAX_KEY_CHARACTERS, NewEvent
 from app.schemas.base import Body, Outgoing, PageQuery, Query
 from app.schemas.fields import (
     EventType,
@@ -22,6 +22,7 @@ from app.schemas.fields import (
     PrefixedId,
     Text,
     Time,
+    Verbatim,
     one_of,
     reworded,
 )
@@ -32,7 +33,7 @@ class EventToPublish(Body):
     """POST /events."""
 
     type = EventType(required=True)
-    data = JsonObject(required=True, metadata={"type": "object", "maxLength": MAX_DATA_BYTES})
+    data = JsonObject(required=True)
     key = Text(
         validate=validate.Length(
             1, MAX_KEY_CHARACTERS, error=f"must have 1 to {MAX_KEY_CHARACTERS} characters"
@@ -205,17 +206,13 @@ class EventWithTasks(EventItem):
     """GET /events/{id}; ``data`` is added as the very text that came in, or null if erased."""
 
     tasks = fields.List(fields.Nested(TaskItem()))
+    data = Verbatim()
 
 
 class EventListed(EventItem):
     """An event in a list. The feed adds its ``data`` as the very text that came in."""
 
-    data = fields.Raw(
-        metadata={
-            "type": ["object", "null"],
-            "description": "In the feed alone: the very text that was published.",
-        }
-    )
+    data = Verbatim(metadata={"description": "In the feed alone: the text that was published."})
 
     where_it_applies = (*EventItem.where_it_applies, "data")
 

@@ -12,6 +12,7 @@ from app import errors, events
 from app.auth import READ
 from app.blueprints.common import (
     called_by,
+    counting,
     idempotent,
     link_to_next,
     service,
@@ -52,6 +53,7 @@ def _prepaid(view: Callable[..., Any]) -> Callable[..., Any]:
     Always before the transaction, be there a repeat or not: in it, the bucket's row would stay
     locked until the commit, and whatever the tenant publishes meanwhile would queue behind it.
     """
+    counting(Limits.publish)(view)
 
     @wraps(view)
     def wrapper(owner: int) -> Any:
@@ -131,6 +133,7 @@ def _publishing_for(owner: int, named: int | None) -> int:
 @_or_dry_run(_would_receive)
 @idempotent()
 @blp.response(202, EventPublished())
+@blp.alt_response(200, schema={"anyOf": [EventPublished(), DryRun()]}, success=True)
 def publish_event(tenant_id: int, new: list[Any]) -> Any:
     """Publish an event
 
@@ -151,6 +154,7 @@ def publish_event(tenant_id: int, new: list[Any]) -> Any:
 @_or_dry_run(_would_receive_each)
 @idempotent()
 @blp.response(202, BatchPublished())
+@blp.alt_response(200, schema=DryRuns(), success=True)
 def publish_events(tenant_id: int, new: list[Any]) -> Any:
     """Publish many events
 
