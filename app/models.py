@@ -208,7 +208,7 @@ class Endpoint(Table):
 
 
 class Event(Table):
-    """Something that happened. ``data`` is read as text, the very text that came in; None: erased."""
+    """Something that happened. ``data`` is read as the very text that came in; None: erased."""
 
     id = BigIntegerField(primary_key=True)
     tenant_id = BigIntegerField()
