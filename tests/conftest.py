@@ -29,6 +29,7 @@ from app.auth import Tokens
 from app.db import db
 from app.settings import Settings, load
 from app.wsgi import create_app
+from tests.documented import checked
 from tests.hostile import Receiver
 
 # What makes a server fast and unsafe; nothing here outlives the session. Creating a database takes
@@ -180,6 +181,7 @@ def settings(environ: dict[str, str]) -> Settings:
 def app(settings: Settings) -> Flask:
     """The application, in this process."""
     app = create_app(settings)
+    app.test_client_class = checked(FlaskClient)
     db.ready()
     return app
 
