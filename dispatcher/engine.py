@@ -298,12 +298,7 @@ class Engine:
         target = task.target
         if not target.retired_secrets:
             return signer_for(self._vault, (target.secret,), target.tenant_id)
-        moment = datetime.fromtimestamp(now, UTC)
-        valid = [
-            each["secret"]
-            for each in target.retired_secrets
-            if datetime.fromisoformat(each["until"]) > moment
-        ]
+        valid = still_valid(target.retired_secrets, datetime.fromtimestamp(now, UTC))
         return signer_for(self._vault, (target.secret, *valid), target.tenant_id)
 
     def _free_place(self, outcome: Outcome) -> None:
@@ -530,6 +525,15 @@ def event_body(event_id: int, event_type: str, data: str) -> bytes:
 def _rfc3339_second(second: int) -> str:
     """A Unix time in UTC without its fraction; many events of a second are sent at once."""
     return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def still_valid(retired_secrets: Sequence[dict[str, str]], moment: datetime) -> list[str]:
+    """Those of an endpoint's replaced secrets that sign at that moment as well, as stored."""
+    return [
+        each["secret"]
+        for each in retired_secrets
+        if datetime.fromisoformat(each["until"]) > moment
+    ]
 
 
 @lru_cache(maxsize=10_000)

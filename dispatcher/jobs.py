@@ -86,7 +86,7 @@ def replay_step() -> bool:
         last, looked_at, wanted = db.execute_sql(
             """
             WITH batch AS MATERIALIZED (
-                SELECT e.id, e.type FROM hookjetty.events e
+                SELECT e.id, e.type, e.endpoint_id FROM hookjetty.events e
                 WHERE e.tenant_id = %(tenant)s AND e.id > %(cursor)s AND e.id <= %(upto)s
                 ORDER BY e.id LIMIT %(batch)s),
             on_its_way AS MATERIALIZED (
@@ -103,6 +103,7 @@ def replay_step() -> bool:
             SELECT (SELECT max(id) FROM batch), (SELECT count(*) FROM batch), ARRAY(
                 SELECT b.id FROM batch b
                 WHERE %(patterns)s::text[] && hookjetty.patterns_for(b.type)
+                  AND coalesce(b.endpoint_id, %(endpoint)s) = %(endpoint)s
                   AND b.id NOT IN (SELECT event_id FROM on_its_way)
                 ORDER BY b.id)
             """,

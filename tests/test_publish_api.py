@@ -309,7 +309,9 @@ def test_parameters_that_do_not_exist_are_refused_rather_than_ignored(publisher)
 
 def test_what_only_postgresql_refuses_is_a_400_with_its_reason(publisher, monkeypatch):
     """The function has the last word, whatever was checked before."""
-    monkeypatch.setattr("app.schemas.fields.EventType._deserialize", lambda _self, value, *_, **__: value)
+    monkeypatch.setattr(
+        "app.schemas.fields.EventType._deserialize", lambda _self, value, *_, **__: value
+    )
     batch = {"events": [event(), event(key="k"), event(type="a b")]}
     for path, body, field in (
         ("/events", event(type="a b"), "type"),

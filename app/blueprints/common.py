@@ -5,7 +5,8 @@ A request goes through these steps, each a decorator of its view, in this order:
 1. ``called_by``   The token; the database; the limits. From here on PostgreSQL's absence is
                    ``dependency_down``.
 2. ``arguments``   The body or the query string, strictly (flask-smorest's, with ``StrictParser``).
-3. ``idempotent``  For writes: once per X-Request-Id, in the transaction of the work.
+3. ``idempotent``  For writes: once per X-Request-Id, in the transaction of the work. The header
+                   may also be called Idempotency-Key.
 4. ``response``    flask-smorest's: what the view returned, as JSON.
 
 Every failure is an ``errors.Error`` (``_as_error`` makes one of whatever else was raised), and the
@@ -39,12 +40,17 @@ from app.auth import Principal, Tokens, bearer_token
 from app.db import SchemaMismatch, check_schema, claim_secret_keys, dependable, retrying
 from app.endpoints import Registry
 from app.ingest import RAISED
+from app.models import Endpoint, IfMatch
 from app.ratelimit import Limits
 from app.schemas.base import Body
 from app.schemas.fields import flat
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
+
+# What makes a write idempotent, and names any request in answers and logs: the contract's name for
+# it, and the one that many clients know (draft-ietf-httpapi-idempotency-key-header).
+KEY_HEADERS = ("X-Request-Id", "Idempotency-Key")
 
 MAX_BODY_BYTES = 512 * 1024
 # What is read on after a refusal, so that the client can finish sending and hear of it.
@@ -156,7 +162,7 @@ def _counted(limits: Sequence[Callable[[Limits, int], None]]) -> Iterator[None]:
 
 
 def _may_be_repeat() -> bool:
-    return request.method not in ("GET", "HEAD") and "X-Request-Id" in request.headers
+    return request.method not in ("GET", "HEAD") and g.key is not None
 
 
 def _documented_arguments(view: View) -> list[dict[str, Any]]:
@@ -191,6 +197,8 @@ class StrictParser(FlaskParser):
         """The body, whatever its method; its Content-Type must say that it is JSON."""
         assert isinstance(schema, Body)
         raw = body()
+        if schema.may_be_absent and not raw:
+            return {}
         if not (req.mimetype == "application/json" or req.mimetype.endswith("+json")):
             raise errors.invalid("Content-Type", "must be application/json")
         return schema.read(raw)
@@ -263,12 +271,13 @@ def idempotent(
                 response: Response = view(*args, **kwargs)
                 return response
 
-            key = request.headers.get("X-Request-Id")
-            if key is None:
+            if g.key is None:
                 return _completed(retrying(work), then, is_repeat=False)
-            call = idempotency.Call(g.owner, request.method, request.path, key, body())
+            call = idempotency.Call(g.owner, request.method, request.path, g.key, body())
             answer = retrying(lambda: _once(call, work, answers_secret))
             response = Response(answer.body, answer.status_code, mimetype="application/json")
+            if answer.etag is not None:
+                response.headers["ETag"] = answer.etag
             if answer.is_repeat:
                 response.headers["Idempotent-Replayed"] = "true"
             return _completed(response, then, is_repeat=answer.is_repeat)
@@ -284,7 +293,8 @@ def _once(
     def answer() -> idempotency.Answer:
         g.count()
         response = work()
-        return idempotency.Answer(response.status_code, response.get_data(as_text=True))
+        text = response.get_data(as_text=True)
+        return idempotency.Answer(response.status_code, text, response.headers.get("ETag"))
 
     return idempotency.once(call, answer, service().registry.vault, seal=answers_secret)
 
@@ -293,6 +303,34 @@ def _completed(response: Response, then: Completion | None, *, is_repeat: bool) 
     if then is not None:
         response.set_data(_json(then(json.loads(response.get_data()), is_repeat)))
     return response
+
+
+# ------------------------------------------------------------------------ optimistic concurrency
+
+_ETAG = r'(?:W/)?"[\x21\x23-\x7e]*"'
+_is_etags = re.compile(rf"{_ETAG}(?:[ \t]*,[ \t]*{_ETAG})*").fullmatch
+
+
+def if_match() -> IfMatch:
+    """The states that the caller has seen, of which one must be the present one (RFC 9110, 13.1.1).
+
+    None without an ``If-Match``. A weak tag never matches.
+    """
+    given = request.headers.get("If-Match")
+    if given is None:
+        return None
+    given = given.strip(" \t")
+    if given == "*":
+        return frozenset("*")
+    if not _is_etags(given):
+        raise errors.invalid("If-Match", 'must be an ETag such as "ep_7.3", several, or *')
+    tags = re.findall(_ETAG, given)
+    return frozenset(tag[1:-1] for tag in tags if tag.startswith('"') and tag != '"*"')
+
+
+def etag_of(endpoint: Endpoint) -> dict[str, str]:
+    """The header that names an endpoint's state."""
+    return {"ETag": f'"{endpoint.etag}"'}
 
 
 # ------------------------------------------------------------------------------- 4. answers
@@ -359,18 +397,21 @@ def plain_error(error: errors.Error, _status: int) -> dict[str, Any]:
 
 
 def _take_request_id() -> None:
-    given = request.headers.get("X-Request-Id")
     g.request_id = uuid.uuid4().hex
+    g.key = None
     structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(request_id=g.request_id)
     if RAISED in request.environ:
         raise request.environ[RAISED]
-    if given is None:
-        return
-    if not re.fullmatch(r"[\x21-\x7e]{1,255}", given):
-        raise errors.invalid("X-Request-Id", "must have 1 to 255 visible ASCII characters")
-    g.request_id = given
-    structlog.contextvars.bind_contextvars(request_id=given)
+    given = {name: request.headers[name] for name in KEY_HEADERS if name in request.headers}
+    for name, key in given.items():
+        if not re.fullmatch(r"[\x21-\x7e]{1,255}", key):
+            raise errors.invalid(name, "must have 1 to 255 visible ASCII characters")
+    if len(set(given.values())) > 1:
+        raise errors.invalid("Idempotency-Key", "is another one than X-Request-Id; send either")
+    for key in given.values():
+        g.key = g.request_id = key
+        structlog.contextvars.bind_contextvars(request_id=key)
 
 
 def _finish(response: Response) -> Response:
