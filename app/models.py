@@ -253,12 +253,12 @@ class Endpoint(Table):
 
 
 class Event(Table):
-    """Something that happened. ``data`` is read as text, the very text that came in."""
+    """Something that happened. ``data`` is read as the very text that came in; None: erased."""
 
     id = BigIntegerField(primary_key=True)
     tenant_id = BigIntegerField()
     type = TextField()
-    data = TextField()
+    data = TextField(null=True)
     fanout = IntegerField()
     xid = BigIntegerField()
     endpoint_id = BigIntegerField(null=True)
@@ -289,6 +289,42 @@ class Event(Table):
     def tasks(self) -> ModelSelect[Task]:
         """What became of it: its newest tasks as listed. Replays may have made more of them."""
         return Task.of_event(self).limit(MOST_TASKS_SHOWN)
+
+
+class Erasure(Table):
+    """An event whose data was erased while tasks of it were under way."""
+
+    event_id = BigIntegerField(primary_key=True)
+    tenant_id = BigIntegerField()
+    again_at = DateTimeTZField()
+
+    class Meta:
+        table_name = "erasures"
+
+
+class EventType(Table):
+    """A type in the catalogue. ``schema`` and ``example`` are read as text."""
+
+    name = TextField(primary_key=True)
+    description = TextField()
+    schema = TextField(null=True)
+    example = TextField(null=True)
+    created_at = DateTimeTZField()
+    updated_at = DateTimeTZField()
+
+    class Meta:
+        table_name = "event_types"
+
+
+class Cluster(Table):
+    """A range of event ids that was written in one PostgreSQL cluster (schema.sql, "clusters")."""
+
+    generation = IntegerField(primary_key=True)
+    system_identifier = BigIntegerField(null=True)
+    from_id = BigIntegerField()
+
+    class Meta:
+        table_name = "clusters"
 
 
 class Task(Table):

@@ -83,6 +83,7 @@ def _main(settings: Settings) -> int:
 def _prepare(vault: Vault) -> int:
     database.check_schema()
     database.claim_secret_keys(vault.fingerprints)
+    database.note_cluster()
     jobs.make_partitions()
     return jobs.register_dispatcher()
 

@@ -71,9 +71,10 @@ log = logging.getLogger(__name__)
 class Request:
     """A POST to be made. ``headers`` are whole lines (``"Name: value"``); ``tag`` comes back.
 
-    ``fill``, if given, is called with the request right before it is sent, to set headers and body:
-    what is signed then bears the time at which it is sent. ``start_before`` is a monotonic time; a
-    request that could not be started before then is not started at all.
+    ``fill``, if given, is called right before the request is sent, to set headers and body, with
+    the request and the monotonic time at which its attempt started: what is signed then bears that
+    time. ``start_before`` is a monotonic time; a request that could not be started before then is
+    not started at all.
     """
 
     url: str
@@ -81,7 +82,7 @@ class Request:
     body: bytes
     timeout_seconds: float
     tag: object = None
-    fill: Callable[[Request], None] | None = None
+    fill: Callable[[Request, float], None] | None = None
     start_before: float = math.inf
 
 
@@ -323,7 +324,7 @@ class Transport:
         transfer = self._idle.pop() if self._idle else self._new_transfer()
         try:
             if request.fill is not None:
-                request.fill(request)
+                request.fill(request, start.started_at)
             transfer.begin(start, answer.addresses, now)
             self._multi.add_handle(transfer.curl)
         except (TypeError, ValueError, pycurl.error) as error:

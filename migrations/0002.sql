@@ -25,7 +25,10 @@ ALTER TABLE hookjetty.endpoints
         handshake_at IS NULL OR status = 'pending' OR (status = 'active' AND checks_signatures));
 DROP INDEX hookjetty.endpoints_settling;
 
-ALTER TABLE hookjetty.events ADD COLUMN endpoint_id bigint;
+-- An event's data can be erased, and a test event is for one endpoint.
+ALTER TABLE hookjetty.events
+    ALTER COLUMN data DROP NOT NULL,
+    ADD COLUMN endpoint_id bigint;
 ALTER TABLE hookjetty.idempotency_keys ADD COLUMN etag text;
 
 -- What is under way had its lease in an index; now it is in a table.

@@ -33,6 +33,8 @@ TYPES = {
 READ_AS = {
     ("events", "data"): "json",
     ("events", "xid"): "xid8",
+    ("event_types", "schema"): "json",
+    ("event_types", "example"): "json",
     ("endpoints", "timeout_seconds"): "real",
 }
 

@@ -97,11 +97,7 @@ def test_it_counts_as_a_registration(owner):
 
 
 def test_a_catalogue_lends_its_example(owner):
-    """Whatever else the catalogue of event types has; a type that it lacks is sent all the same."""
-    db.execute_sql(
-        "CREATE TABLE IF NOT EXISTS hookjetty.event_types"
-        " (name text PRIMARY KEY, description text, schema json, example json)"
-    )
+    """A type that it lacks, or has no example of, is sent all the same."""
     example = '{"rows": 1.50,  "file":"a.csv"}'
     db.execute_sql(
         "INSERT INTO hookjetty.event_types (name, example) VALUES ('export.done', %s), ('x', NULL)",

@@ -37,7 +37,14 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from app import errors, idempotency
 from app.auth import Principal, Tokens, bearer_token
-from app.db import SchemaMismatch, check_schema, claim_secret_keys, dependable, retrying
+from app.db import (
+    SchemaMismatch,
+    check_schema,
+    claim_secret_keys,
+    dependable,
+    note_cluster,
+    retrying,
+)
 from app.endpoints import Registry
 from app.ingest import RAISED
 from app.models import Endpoint, IfMatch
@@ -92,6 +99,7 @@ class Service:
         if not self.is_checked:
             check_schema()
             claim_secret_keys(self.registry.vault.fingerprints)
+            note_cluster()
             self.is_checked = True
 
 

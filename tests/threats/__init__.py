@@ -1,0 +1,1 @@
+"""A test for each known threat, named after it."""
