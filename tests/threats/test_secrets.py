@@ -106,7 +106,7 @@ def scenario(url: Callable[..., str]) -> Iterator[Step | Callable[[], None]]:
     yield Step("tenant", "POST", f"{mine}/secret/rotate", 200, {}, makes="rotated", key="3rd")
     yield Step("tenant", "POST", f"{mine}/secret/rotate", 200, {}, shows=("rotated",), key="3rd")
     yield Step("tenant", "GET", f"{mine}/secret", 200, shows=("rotated",))
-    yield Step("tenant", "POST", f"{mine}/test", 200, {"type": "export.done"}, shows=("query",))
+    yield Step("tenant", "POST", f"{mine}/test", 202, {"type": "export.done"}, shows=("query",))
     yield Step("tenant", "POST", f"{mine}/verify", 200, shows=("query",))
     yield Step("tenant", "POST", f"{other}/pause", 200, shows=("query",))
     yield Step("tenant", "POST", f"{other}/resume", 200, shows=("query",))
