@@ -11,7 +11,6 @@ from app.endpoints import DEFAULT_OVERLAP, TEST_TYPE
 from app.models import ENDPOINT_STATUSES, MOST_WAITING_COUNTED
 from app.schemas.base import Body, Outgoing
 from app.schemas.fields import (
-    MAX_DESCRIPTION_CHARACTERS,
     Boolean,
     Description,
     EventType,
@@ -23,6 +22,7 @@ from app.schemas.fields import (
     Text,
     Time,
     Url,
+    next_cursor,
     one_of,
 )
 
@@ -43,25 +43,27 @@ _VERIFIES = {
 class Registration(Body):
     """tenant-api.md, Register Endpoint. What is absent stays as it is."""
 
-    url = Url(metadata={"description": "Required for a new endpoint."})
-    events = Patterns(metadata={"description": "Wanted event types; all of them when absent."})
-    secret = Secret(metadata={"description": "Signs its deliveries; made up when absent."})
-    endpoint_id = PrefixedId("ep", metadata={"description": "Selects one, to change its URL."})
-    description = Description(
+    url = Url(
         metadata={
-            "description": "What it is for; null clears it.",
-            "maxLength": MAX_DESCRIPTION_CHARACTERS,
-            "example": "The billing team's export importer",
+            "description": "Required for a new endpoint.",
+            "example": "https://app.example.com/hook",
         }
     )
+    events = Patterns(
+        metadata={
+            "description": "Wanted event types; all of them when absent.",
+            "example": ["export.done"],
+        }
+    )
+    secret = Secret(metadata={"description": "Signs its deliveries; made up when absent."})
+    endpoint_id = PrefixedId("ep", metadata={"description": "Selects one, to change its URL."})
+    description = Description(metadata={"description": "What it is for; null clears it."})
     metadata = Metadata(
         allow_none=True,
         metadata={
             "description": "Whatever your programs want to remember about it. Replaces what was"
             " there; null clears it.",
-            "type": "object",
-            "additionalProperties": {"type": "string"},
-            "example": {"team": "billing"},
+            "type": ["object", "null"],
         },
     )
 
@@ -116,7 +118,6 @@ class TestWanted(Body):
         metadata={
             "description": "Whose example is sent. By default the first type that the endpoint"
             f" names, or `{TEST_TYPE}`.",
-            "example": "export.done",
         }
     )
 
@@ -124,8 +125,10 @@ class TestWanted(Body):
 class Verification(Outgoing):
     """How a pending endpoint's handshake stands, or what kept a check from telling anything."""
 
-    failure = Text(metadata={"description": "Why the last challenge failed; null: none did."})
-    next_try_at = Time()
+    failure = Text(
+        allow_none=True, metadata={"description": "Why the last challenge failed; null: none did."}
+    )
+    next_try_at = Time(allow_none=True)
 
 
 class EndpointState(Outgoing):
@@ -141,7 +144,7 @@ class EndpointState(Outgoing):
 class EndpointVerified(EndpointState):
     """POST /endpoints/{id}/verify."""
 
-    verifies_signatures = fields.Boolean(metadata=_VERIFIES)
+    verifies_signatures = fields.Boolean(allow_none=True, metadata=_VERIFIES)
 
 
 class OfEndpoint(Outgoing):
@@ -171,7 +174,7 @@ class EndpointSwitched(OfEndpoint):
 class SecretRotated(EndpointRegistered):
     """POST /endpoints/{id}/secret/rotate."""
 
-    previous_until = Time(metadata=_PREVIOUS_UNTIL)
+    previous_until = Time(allow_none=True, metadata=_PREVIOUS_UNTIL)
 
 
 class SecretRevealed(Outgoing):
@@ -179,7 +182,7 @@ class SecretRevealed(Outgoing):
 
     endpoint_id = PrefixedId("ep", attribute="endpoint.id")
     secret = Text(metadata={"description": "Signs its deliveries.", "format": "password"})
-    previous_until = Time(metadata=_PREVIOUS_UNTIL)
+    previous_until = Time(allow_none=True, metadata=_PREVIOUS_UNTIL)
 
 
 class TestSent(Outgoing):
@@ -205,14 +208,19 @@ class EndpointItem(EndpointState):
 class EndpointDetail(EndpointItem):
     """GET /endpoints/{id}."""
 
-    metadata = fields.Dict(keys=Text(), values=Text())
+    metadata = Metadata()
     version = fields.Integer(metadata={"description": "Counts the changes that people made."})
     updated_at = Time(metadata={"description": "When it was changed, by people or its status."})
-    verified_at = Time(metadata={"description": "When its receiver consented; null: not yet."})
-    verifies_signatures = fields.Boolean(metadata=_VERIFIES)
+    verified_at = Time(
+        allow_none=True, metadata={"description": "When its receiver consented; null: not yet."}
+    )
+    verifies_signatures = fields.Boolean(allow_none=True, metadata=_VERIFIES)
     failures = fields.Integer(metadata={"description": "In a row, up to now."})
     hold_until = Time(
-        metadata={"description": "On hold: when one task probes it, or all go on. Null: it is not."}
+        allow_none=True,
+        metadata={
+            "description": "On hold: when one task probes it, or all go on. Null: it is not."
+        },
     )
     waiting = fields.Integer(metadata=_WAITING)
 
@@ -221,4 +229,4 @@ class EndpointPage(Outgoing):
     """A page of a tenant's endpoints."""
 
     items = fields.List(fields.Nested(EndpointItem()))
-    next_cursor = Text()
+    next_cursor = next_cursor()
