@@ -103,6 +103,9 @@ CREATE TABLE IF NOT EXISTS hookjetty.endpoints (
     url_key            text NOT NULL CHECK (octet_length(url_key) <= 2048),
     -- Wanted event types: exact, 'export.*' or '*'.
     events             text[] NOT NULL CHECK (cardinality(events) BETWEEN 1 AND 100),
+    -- What the tenant wants to remember about it. Nothing here reads them.
+    description        text CHECK (length(description) BETWEEN 1 AND 500),
+    metadata           jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(metadata) = 'object'),
     status             text NOT NULL
                        CHECK (status IN ('pending', 'active', 'paused', 'disabled', 'deleted')),
     -- Why we disabled it, in one word.
@@ -110,7 +113,8 @@ CREATE TABLE IF NOT EXISTS hookjetty.endpoints (
     -- Encrypted (never in clear), and those replaced but still signed with: [{"secret", "until"}].
     secret             text NOT NULL,
     retired_secrets    jsonb NOT NULL DEFAULT '[]',
-    -- Counts the changes people make. A handshake's answer holds for the version it was sent to.
+    -- Counts the changes people make: the API's ETag. A challenge's answer holds for the version it
+    -- was sent to.
     version            bigint NOT NULL DEFAULT 1,
     created_at         timestamptz NOT NULL DEFAULT now(),
     updated_at         timestamptz NOT NULL DEFAULT now(),
@@ -121,6 +125,10 @@ CREATE TABLE IF NOT EXISTS hookjetty.endpoints (
     handshake_tries    integer NOT NULL DEFAULT 0,
     handshake_failure  text,
     verified_at        timestamptz,
+    -- Somebody asked whether the receiver looks at signatures: once it has answered a challenge well,
+    -- it gets another one with a wrong signature. What came of that; null: nobody knows.
+    checks_signatures    boolean NOT NULL DEFAULT false,
+    verifies_signatures  boolean,
 
     -- Health. Written only when it changes, so a healthy endpoint's row stays untouched.
     failures           integer NOT NULL DEFAULT 0 CHECK (failures >= 0),    -- in a row
@@ -144,7 +152,8 @@ CREATE TABLE IF NOT EXISTS hookjetty.endpoints (
 
     CONSTRAINT disabled_has_reason CHECK ((status = 'disabled') = (reason IS NOT NULL)),
     CONSTRAINT failures_have_a_beginning CHECK ((failures > 0) = (failing_since IS NOT NULL)),
-    CONSTRAINT only_pending_has_handshake CHECK (handshake_at IS NULL OR status = 'pending')
+    CONSTRAINT only_who_is_asked_has_handshake CHECK (
+        handshake_at IS NULL OR status = 'pending' OR (status = 'active' AND checks_signatures))
 ) WITH (fillfactor = 80);
 
 -- One live endpoint per tenant and canonical URL; register's lookup.
@@ -474,6 +483,7 @@ CREATE TABLE IF NOT EXISTS hookjetty.idempotency_keys (
     body_sha256  bytea NOT NULL,
     status_code  smallint,
     answer       text,
+    etag         text,
     sealed       boolean NOT NULL DEFAULT false,
     created_at   timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (owner, method, path, key)
