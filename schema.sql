@@ -254,12 +254,14 @@ SELECT 1, 0 WHERE NOT EXISTS (SELECT FROM hookjetty.clusters);
 -- pg_upgrade keeps both: then nothing was restored, and the generation goes on in the new cluster.
 CREATE OR REPLACE FUNCTION hookjetty.note_cluster() RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
-    here      bigint := (SELECT system_identifier FROM pg_control_system());
-    newest    hookjetty.clusters;
-    event     record;
-    suspect   record;           -- the newest of the events with its xmin
-    restored  bigint;
-    is_empty  boolean := true;
+    here          bigint := (SELECT system_identifier FROM pg_control_system());
+    newest        hookjetty.clusters;
+    event         record;
+    suspect       bigint;       -- the newest event with this one's xmin …
+    written_by    xid;          -- … which is this …
+    published_by  xid;          -- … and its xid
+    restored      bigint;
+    is_empty      boolean := true;
 BEGIN
     SELECT * INTO newest FROM hookjetty.clusters c ORDER BY c.generation DESC LIMIT 1;
     IF newest.system_identifier = here THEN
@@ -271,18 +273,20 @@ BEGIN
         RETURN;
     END IF;
     FOR event IN
-        SELECT e.id, e.xmin AS written_by, e.xid::xid AS published_by,
+        SELECT e.id, e.xmin, e.xid::xid,
                (e.xmin::text::bigint - e.xid::xid::text::bigint) & 4294967295 AS distance
         FROM hookjetty.events e
         WHERE e.id >= newest.from_id AND e.data IS NOT NULL ORDER BY e.id DESC
     LOOP
         is_empty := false;
         CONTINUE WHEN event.distance = 0;
-        IF suspect IS NULL OR suspect.written_by <> event.written_by THEN
-            suspect := event;
+        IF written_by IS NULL OR written_by <> event.xmin THEN
+            suspect := event.id;
+            written_by := event.xmin;
+            published_by := event.xid;
         END IF;
-        IF event.distance >= 2147483648 OR event.published_by <> suspect.published_by THEN
-            restored := suspect.id;
+        IF event.distance >= 2147483648 OR published_by <> event.xid THEN
+            restored := suspect;
             EXIT;
         END IF;
     END LOOP;

@@ -371,8 +371,13 @@ def link_to_next(next_cursor: str | None) -> dict[str, str]:
 
 def with_text(answer: Mapping[str, Any], name: str, text: str) -> Response:
     """An answer with one more member, whose value is JSON text that must stay as it is."""
+    return Response(text_with(answer, name, text) + "\n", mimetype="application/json")
+
+
+def text_with(answer: Mapping[str, Any], name: str, text: str) -> str:
+    """The same as text."""
     head = _json(answer).removesuffix("}\n")
-    return Response(f'{head},"{name}":{text}}}\n', mimetype="application/json")
+    return f'{head}{"," if answer else ""}"{name}":{text}}}'
 
 
 def _json(value: Any) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from marshmallow import ValidationError, fields, missing, validate
 
 from app import errors
-from app.models import LARGEST_ID, rfc3339
+from app.models import LARGEST_ID, read_time, rfc3339
 from app.publish import MAX_DATA_BYTES
 from hookjetty.verify import secret_bytes
 
@@ -104,6 +104,22 @@ class Limit(fields.Integer):
         return int(value)
 
 
+class Flag(fields.Boolean):
+    """Yes or no in a query string: ``1``, ``0``, ``true``, ``false``."""
+
+    described: Mapping[str, Any] = {
+        "type": "string",
+        "enum": ["1", "0", "true", "false"],
+        "default": None,
+    }
+    default_error_messages = reworded
+
+    def _deserialize(self, value: Any, *_args: Any, **_kwargs: Any) -> bool:
+        if value not in ("1", "0", "true", "false"):
+            raise ValidationError("must be 1 or 0")
+        return value in ("1", "true")
+
+
 class PrefixedId(Text):
     """An id as tenants see it: ``ep_7`` and the like."""
 
@@ -146,6 +162,21 @@ class TimeOrEmpty(Time):
 
     def _serialize(self, value: datetime | None, *_args: Any, **_kwargs: Any) -> str:
         return rfc3339(value) or ""
+
+
+class Moment(Text):
+    """A moment that a client names, in RFC 3339."""
+
+    described: Mapping[str, Any] = {
+        "format": "date-time",
+        "examples": ["2025-10-05T06:00:00Z"],
+    }
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        moment = read_time(super()._deserialize(value, *args, **kwargs))
+        if moment is None:
+            raise ValidationError("must be a time such as 2025-10-05T06:00:00Z")
+        return moment
 
 
 class Url(Text):
@@ -225,6 +256,18 @@ def _is_pattern(text: str) -> bool:
         len(text) <= MAX_TYPE_CHARACTERS
         and re.fullmatch(_SEGMENTS, text.removesuffix(".*")) is not None
     )
+
+
+class Pattern(Text):
+    """One of them."""
+
+    described: Mapping[str, Any] = Patterns.described["items"]
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        text: str = super()._deserialize(value, *args, **kwargs)
+        if not _is_pattern(text):
+            raise ValidationError("must be an event type such as export.done, or export.*, or *")
+        return text
 
 
 class EventType(Text):
