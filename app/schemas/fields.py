@@ -140,6 +140,11 @@ class Boolean(fields.Boolean):
 class Flag(fields.Boolean):
     """Yes or no in a query string: ``1``, ``0``, ``true``, ``false``."""
 
+    described: Mapping[str, Any] = {
+        "type": "string",
+        "enum": ["1", "0", "true", "false"],
+        "default": None,
+    }
     default_error_messages = reworded
 
     def _deserialize(self, value: Any, *_args: Any, **_kwargs: Any) -> bool:
@@ -194,6 +199,11 @@ class TimeOrEmpty(Time):
 
 class Moment(Text):
     """A moment that a client names, in RFC 3339."""
+
+    described: Mapping[str, Any] = {
+        "format": "date-time",
+        "examples": ["2025-10-05T06:00:00Z"],
+    }
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         moment = read_time(super()._deserialize(value, *args, **kwargs))
@@ -338,6 +348,8 @@ def _is_pattern(text: str) -> bool:
 
 class Pattern(Text):
     """One of them."""
+
+    described: Mapping[str, Any] = Patterns.described["items"]
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         text: str = super()._deserialize(value, *args, **kwargs)

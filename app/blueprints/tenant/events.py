@@ -133,7 +133,7 @@ def _publishing_for(owner: int, named: int | None) -> int:
 @_or_dry_run(_would_receive)
 @idempotent()
 @blp.response(202, EventPublished())
-@blp.alt_response(200, schema=EventPublished(), success=True)
+@blp.alt_response(200, schema={"anyOf": [EventPublished(), DryRun()]}, success=True)
 def publish_event(tenant_id: int, new: list[Any]) -> Any:
     """Publish an event
 
@@ -154,6 +154,7 @@ def publish_event(tenant_id: int, new: list[Any]) -> Any:
 @_or_dry_run(_would_receive_each)
 @idempotent()
 @blp.response(202, BatchPublished())
+@blp.alt_response(200, schema=DryRuns(), success=True)
 def publish_events(tenant_id: int, new: list[Any]) -> Any:
     """Publish many events
 
