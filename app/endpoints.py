@@ -116,10 +116,11 @@ class Registry:
     ) -> Registered:
         if url_key is None:
             raise errors.invalid("url", "is missing; it is what a new endpoint is made of")
-        if Endpoint.of(tenant_id).count() >= self.at_most:
+        at_most = Tenant.most_endpoints(tenant_id, self.at_most)
+        if Endpoint.of(tenant_id).count() >= at_most:
             raise errors.Error(
                 "invalid_request",
-                f"the tenant has {self.at_most} endpoints, which is the most; delete one first",
+                f"the tenant has {at_most} endpoints, which is the most; delete one first",
             )
         generated = None if "secret" in wanted else generate_secret()
         rows = (
@@ -243,9 +244,11 @@ def _lock(tenant_id: int) -> datetime:
 
     Makes the tenant's row if this is its first endpoint. Returns the time.
     """
-    Tenant.insert(id=tenant_id).on_conflict_ignore().execute()
     query = Tenant.select(fn.clock_timestamp()).where(Tenant.id == tenant_id)
-    now: datetime = query.for_update().scalar()
+    now: datetime | None = None
+    while now is None:  # an erasure may delete the row between the two statements
+        Tenant.insert(id=tenant_id).on_conflict_ignore().execute()
+        now = query.for_update().scalar()
     return now
 
 

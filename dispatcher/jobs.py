@@ -14,6 +14,7 @@ import structlog
 
 from app.db import db, retrying
 from app.models import MADE_WITHIN, Dispatcher
+from dispatcher import operational
 
 log = structlog.get_logger()
 
@@ -128,6 +129,8 @@ def replay_step() -> bool:
             """,
             (last or upto_id, looked_at, len(wanted), over, over, replay_id),
         )
+        if over:
+            operational.tell_of_replay(replay_id)
     return True
 
 

@@ -17,6 +17,17 @@ ALTER TABLE hookjetty.endpoints
     ADD CONSTRAINT endpoints_reason_check CHECK (reason IN ('gone', 'failing'));
 DROP INDEX hookjetty.endpoints_settling;
 
+-- The operator is tenant 0, and a tenant may have limits of its own.
+ALTER TABLE hookjetty.tenants
+    DROP CONSTRAINT tenants_id_check,
+    ADD CONSTRAINT tenants_id_check CHECK (id BETWEEN 0 AND 9007199254740991),
+    ADD COLUMN requests_per_second integer CHECK (requests_per_second BETWEEN 1 AND 100000),
+    ADD COLUMN registrations_per_minute integer
+        CHECK (registrations_per_minute BETWEEN 1 AND 100000),
+    ADD COLUMN replays_per_minute integer CHECK (replays_per_minute BETWEEN 1 AND 100000),
+    ADD COLUMN events_per_second integer CHECK (events_per_second BETWEEN 1 AND 1000000),
+    ADD COLUMN endpoints integer CHECK (endpoints BETWEEN 1 AND 1000);
+
 -- What is under way had its lease in an index; now it is in a table.
 CREATE TABLE hookjetty.leases (
     id        bigint PRIMARY KEY,

@@ -34,6 +34,7 @@ READ_AS = {
     ("events", "data"): "json",
     ("events", "xid"): "xid8",
     ("endpoints", "timeout_seconds"): "real",
+    ("erasures", "horizon"): "xid8",
 }
 
 
