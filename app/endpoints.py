@@ -81,7 +81,7 @@ class Registry:
         """
         url_key = self._canonical(wanted["url"]) if "url" in wanted else None
         with db.atomic():
-            now = _lock(tenant_id)
+            now = Tenant.lock(tenant_id)
             endpoint = _selected(tenant_id, wanted.get("endpoint_id"), url_key)
             if endpoint is None:
                 return self._create(tenant_id, wanted, url_key, _ASK_FOR_CONSENT)
@@ -94,7 +94,7 @@ class Registry:
         """
         url_key = self._canonical(wanted["url"])
         with db.atomic():
-            _lock(tenant_id)
+            Tenant.lock(tenant_id)
             known = Endpoint.of(tenant_id).where(Endpoint.url_key == url_key).first()
             if known is not None:
                 raise errors.conflict(f"endpoint {known.id} of tenant {tenant_id} has that url")
@@ -237,19 +237,6 @@ def await_consent(endpoint: Endpoint, seconds: float = HANDSHAKE_WAIT_SECONDS) -
             raise
         db.give_up()
     return endpoint
-
-
-def _lock(tenant_id: int) -> datetime:
-    """Let nobody else change the tenant's endpoints until this transaction ends.
-
-    Makes the tenant's row if this is its first endpoint. Returns the time.
-    """
-    query = Tenant.select(fn.clock_timestamp()).where(Tenant.id == tenant_id)
-    now: datetime | None = None
-    while now is None:  # an erasure may delete the row between the two statements
-        Tenant.insert(id=tenant_id).on_conflict_ignore().execute()
-        now = query.for_update().scalar()
-    return now
 
 
 def _selected(tenant_id: int, endpoint_id: int | None, url_key: str | None) -> Endpoint | None:

@@ -103,6 +103,19 @@ class Tenant(Table):
         table_name = "tenants"
 
     @classmethod
+    def lock(cls, tenant_id: int) -> datetime:
+        """Let nobody else change the tenant's endpoints or limits until this transaction ends.
+
+        Makes its row if there is none. Returns the time.
+        """
+        query = cls.select(fn.clock_timestamp()).where(cls.id == tenant_id)
+        now: datetime | None = None
+        while now is None:  # an erasure may delete the row between the two statements
+            cls.insert(id=tenant_id).on_conflict_ignore().execute()
+            now = query.for_update().scalar()
+        return now
+
+    @classmethod
     def most_endpoints(cls, tenant_id: int, otherwise: int) -> int:
         """How many endpoints it may have at a time: its own limit, or that of everybody."""
         own: int | None = cls.select(cls.endpoints).where(cls.id == tenant_id).scalar()

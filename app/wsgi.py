@@ -9,9 +9,12 @@ from peewee import PeeweeException
 
 from app import __version__, logs
 from app.blueprints import ops
+from app.blueprints.admin import audit as admin_audit
 from app.blueprints.admin import endpoints as admin_endpoints
+from app.blueprints.admin import operator as admin_operator
 from app.blueprints.admin import surface as admin_surface
 from app.blueprints.admin import tasks as admin_tasks
+from app.blueprints.admin import tenants as admin_tenants
 from app.blueprints.common import Api, Service, install
 from app.blueprints.tenant import endpoints, events, replays, surface, tasks
 from app.db import db, is_away, open_database
@@ -43,7 +46,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     service = app.extensions["hookjetty"] = Service.from_settings(settings)
     install(app, [surface.dialect(), admin_surface.dialect()])
     api = Api(app)
-    for module in (admin_endpoints, admin_tasks, endpoints, events, tasks, replays, ops):
+    of_admins = (admin_endpoints, admin_tasks, admin_tenants, admin_audit, admin_operator)
+    for module in (*of_admins, endpoints, events, tasks, replays, ops):
         api.register_blueprint(module.blp)
 
     app.wsgi_app = Ingest(  # type: ignore[assignment]  # what Flask documents

@@ -69,7 +69,7 @@ def _publishing_for(owner: int, named: int | None) -> int:
 @_prepaid
 @blp.arguments(EventToPublish())
 @_rationed
-@idempotent()
+@idempotent(is_action=False)
 @blp.response(202, EventPublished())
 def publish_event(tenant_id: int, events: list[Any]) -> Any:
     """Publish an event
@@ -86,7 +86,7 @@ def publish_event(tenant_id: int, events: list[Any]) -> Any:
 @_prepaid
 @blp.arguments(Batch())
 @_rationed
-@idempotent()
+@idempotent(is_action=False)
 @blp.response(202, BatchPublished())
 def publish_events(tenant_id: int, events: list[Any]) -> Any:
     """Publish many events
