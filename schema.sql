@@ -5,8 +5,8 @@
 -- migrate` applies it under an advisory lock, and application and dispatcher refuse to start on a
 -- database of another version.
 --
--- Reading order: ids, tenants and endpoints, events, tasks (the queue), attempts, replays, what the
--- API and the dispatchers keep for themselves, people's actions and erasures, partitions,
+-- Reading order: ids, tenants and endpoints, events, clusters, tasks (the queue), attempts, replays,
+-- what the API and the dispatchers keep for themselves, people's actions and erasures, partitions,
 -- publish_event(), operational events.
 --
 -- Three rules hold everywhere:
@@ -188,20 +188,24 @@ $$;
 
 -- ---------------------------------------------------------------------------------------- events
 
--- Something that happened. Immutable. `data` is the JSON text as it came in, byte for byte; the
--- event's time is its id's. `xid` is the publishing transaction, since ids are not commit order.
+-- Something that happened. Immutable, but that a person may erase its data. `data` is the JSON text
+-- as it came in, byte for byte; the event's time is its id's. `xid` is the publishing transaction,
+-- since ids are not commit order.
 CREATE TABLE IF NOT EXISTS hookjetty.events (
-    id         bigint NOT NULL,
-    tenant_id  bigint NOT NULL,
-    type       text NOT NULL,
-    data       json NOT NULL,
-    fanout     integer NOT NULL,            -- tasks made with it, so that the books can be balanced
-    xid        xid8 NOT NULL DEFAULT pg_current_xact_id(),
+    id           bigint NOT NULL,
+    tenant_id    bigint NOT NULL,
+    type         text NOT NULL,
+    data         json,                      -- null: erased
+    fanout       integer NOT NULL,          -- tasks made with it, so that the books can be balanced
+    xid          xid8 NOT NULL DEFAULT pg_current_xact_id(),
+    endpoint_id  bigint,                    -- a test event, made for that endpoint alone
     PRIMARY KEY (id)
 ) PARTITION BY RANGE (id);
 
--- A replay's walk over one tenant's events from a watermark.
+-- The list of a tenant's events, and a replay's walk over them from a watermark.
 CREATE INDEX IF NOT EXISTS events_by_tenant ON hookjetty.events (tenant_id, id);
+-- The feed of a tenant's events in the order of their commits.
+CREATE INDEX IF NOT EXISTS events_in_feed ON hookjetty.events (tenant_id, xid, id);
 
 -- A producer's idempotency keys. Not partitioned: a key must be unique over all weeks. Kept as long
 -- as its event.
@@ -211,8 +215,98 @@ CREATE TABLE IF NOT EXISTS hookjetty.event_keys (
     event_id   bigint NOT NULL,
     PRIMARY KEY (tenant_id, key)
 );
--- Retention: the keys of a dropped week.
+-- Retention: the keys of a dropped week; the list of events: the keys of a page.
 CREATE INDEX IF NOT EXISTS event_keys_by_event ON hookjetty.event_keys (event_id);
+
+-- Events whose data was erased while some of their tasks were under way: what is recorded of those
+-- attempts is erased as well, once their leases have ended.
+CREATE TABLE IF NOT EXISTS hookjetty.erasures (
+    event_id   bigint PRIMARY KEY,
+    tenant_id  bigint NOT NULL,
+    again_at   timestamptz NOT NULL
+);
+
+-- What the platform's types of events mean: a catalogue for people, by which nothing is refused. The
+-- schema is JSON Schema 2020-12, and the example satisfies it.
+CREATE TABLE IF NOT EXISTS hookjetty.event_types (
+    name         text PRIMARY KEY COLLATE "C",
+    description  text NOT NULL DEFAULT '',
+    schema       json,
+    example      json,
+    created_at   timestamptz NOT NULL DEFAULT now(),
+    updated_at   timestamptz NOT NULL DEFAULT now()
+);
+
+
+-- -------------------------------------------------------------------------------------- clusters
+
+-- Transaction ids mean something in one cluster only: after a dump was restored into another one,
+-- the stored ones are of the past, and new ones may be smaller. So the feed goes by generations,
+-- each of which is a range of event ids, from `from_id` to the next generation's, written in one
+-- cluster.
+CREATE TABLE IF NOT EXISTS hookjetty.clusters (
+    generation         integer PRIMARY KEY,
+    system_identifier  bigint,              -- null: was not noted yet
+    from_id            bigint NOT NULL
+);
+INSERT INTO hookjetty.clusters (generation, from_id)
+SELECT 1, 0 WHERE NOT EXISTS (SELECT FROM hookjetty.clusters);
+
+-- Begin a generation if this is another cluster than that of the newest one. Called by every process
+-- at its start and before the feed is read.
+--
+-- The generation begins behind the newest event that was restored. The system column xmin of an
+-- event that was written here is its xid; or a later one, if it was published within a savepoint,
+-- and then no other transaction's event has that xmin. What was restored has the xmin of the restore,
+-- and that has many an xid. (Erasing an event's data changes its xmin, so those tell nothing.)
+--
+-- pg_upgrade keeps both: then nothing was restored, and the generation goes on in the new cluster.
+CREATE OR REPLACE FUNCTION hookjetty.note_cluster() RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    here          bigint := (SELECT system_identifier FROM pg_control_system());
+    newest        hookjetty.clusters;
+    event         record;
+    suspect       bigint;       -- the newest event with this one's xmin …
+    written_by    xid;          -- … which is this …
+    published_by  xid;          -- … and its xid
+    restored      bigint;
+    is_empty      boolean := true;
+BEGIN
+    SELECT * INTO newest FROM hookjetty.clusters c ORDER BY c.generation DESC LIMIT 1;
+    IF newest.system_identifier = here THEN
+        RETURN;
+    END IF;
+    PERFORM pg_advisory_xact_lock(hashtext('hookjetty.note_cluster'));
+    SELECT * INTO newest FROM hookjetty.clusters c ORDER BY c.generation DESC LIMIT 1;
+    IF newest.system_identifier = here THEN
+        RETURN;
+    END IF;
+    FOR event IN
+        SELECT e.id, e.xmin, e.xid::xid,
+               (e.xmin::text::bigint - e.xid::xid::text::bigint) & 4294967295 AS distance
+        FROM hookjetty.events e
+        WHERE e.id >= newest.from_id AND e.data IS NOT NULL ORDER BY e.id DESC
+    LOOP
+        is_empty := false;
+        CONTINUE WHEN event.distance = 0;
+        IF written_by IS NULL OR written_by <> event.xmin THEN
+            suspect := event.id;
+            written_by := event.xmin;
+            published_by := event.xid;
+        END IF;
+        IF event.distance >= 2147483648 OR published_by <> event.xid THEN
+            restored := suspect;
+            EXIT;
+        END IF;
+    END LOOP;
+    IF restored IS NULL AND (newest.system_identifier IS NULL OR NOT is_empty) THEN
+        UPDATE hookjetty.clusters c SET system_identifier = here
+        WHERE c.generation = newest.generation;
+    ELSE
+        INSERT INTO hookjetty.clusters (generation, system_identifier, from_id)
+        VALUES (newest.generation + 1, here, coalesce(restored + 1, newest.from_id));
+    END IF;
+END $$;
 
 
 -- ----------------------------------------------------------------------------------------- tasks
@@ -482,7 +576,7 @@ CREATE TABLE IF NOT EXISTS hookjetty.audit (
     tenant_id    bigint,                -- whose things; null: no tenant's
     actor        text NOT NULL,         -- the token's subject, 255 characters of it
     role         text NOT NULL CHECK (role IN ('admin', 'service', 'tenant')),
-    action       text NOT NULL,         -- the operation, by its name in the API's document
+    action       text NOT NULL,         -- the operation, as the API names it, without admin_
     object       text,                  -- what it was done to: ep_7, task_4711 …
     address      text,                  -- the connection's other side
     request_id   text NOT NULL,
@@ -493,11 +587,11 @@ CREATE INDEX IF NOT EXISTS audit_by_tenant ON hookjetty.audit (tenant_id, id);
 -- The log of one person.
 CREATE INDEX IF NOT EXISTS audit_by_actor ON hookjetty.audit (actor, id);
 
--- A request to delete all that is known of a tenant up to its moment. A job (dispatcher/erasures.py)
+-- A request to delete all that is known of a tenant up to its moment. A job (dispatcher/tenant_erasures.py)
 -- goes through the tables in rounds and deletes what it finds; a round that finds nothing is the
 -- proof, and what it counted is the report of what is left. The second round begins when every
 -- transaction of the first one's time is over, so nobody can commit an old row after the proof.
-CREATE TABLE IF NOT EXISTS hookjetty.erasures (
+CREATE TABLE IF NOT EXISTS hookjetty.tenant_erasures (
     id                bigint GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY,
     tenant_id         bigint NOT NULL,
     status            text NOT NULL CHECK (status IN ('running', 'finished')),
@@ -514,10 +608,10 @@ CREATE TABLE IF NOT EXISTS hookjetty.erasures (
     CONSTRAINT running_is_not_finished CHECK ((status = 'running') = (finished_at IS NULL))
 );
 -- One at a time of a tenant; the job's work list.
-CREATE UNIQUE INDEX IF NOT EXISTS erasures_running
-    ON hookjetty.erasures (tenant_id) WHERE status = 'running';
+CREATE UNIQUE INDEX IF NOT EXISTS tenant_erasures_running
+    ON hookjetty.tenant_erasures (tenant_id) WHERE status = 'running';
 -- The erasures of one tenant, newest first.
-CREATE INDEX IF NOT EXISTS erasures_by_tenant ON hookjetty.erasures (tenant_id, id);
+CREATE INDEX IF NOT EXISTS tenant_erasures_by_tenant ON hookjetty.tenant_erasures (tenant_id, id);
 
 
 -- ------------------------------------------------------------------------------------- partitions
@@ -796,8 +890,8 @@ END $$;
 -- cannot hold raises its own 22xxx.
 --
 -- Only reads tenants and endpoints, so that one caller's long transaction blocks nobody. SECURITY
--- DEFINER with a pinned search_path: the role hookjetty_publisher may execute this and
--- publish_events, and nothing else.
+-- DEFINER with a pinned search_path: the role hookjetty_publisher may execute this, publish_events
+-- and publish_row, and nothing else.
 CREATE OR REPLACE FUNCTION hookjetty.publish_event(
     tenant_id bigint, type text, data json, key text DEFAULT NULL)
 RETURNS TABLE (event_id bigint, tasks integer)
@@ -957,6 +1051,60 @@ BEGIN
     ORDER BY e.place;
 END $$;
 
+-- Publish a table's rows, without touching the program that writes them:
+--
+--   CREATE TRIGGER export_done AFTER INSERT ON exports FOR EACH ROW
+--   EXECUTE FUNCTION hookjetty.publish_row('export.done', 'tenant_id', 'id');
+--
+-- The arguments are the type, the column that names the tenant and, if wanted, the one whose value is
+-- the event's key. `data` is the row as JSON, whatever the session's settings say about how values
+-- are written. The event exists if and only if the row's transaction commits; what cannot be
+-- published is an error, and the row is not written either.
+--
+-- SECURITY DEFINER: whoever writes the rows needs no rights here, whoever makes the trigger needs
+-- hookjetty_publisher. So nothing of theirs may run in here. The one thing in a row that could is a
+-- cast to json, which row_to_json would call.
+CREATE OR REPLACE FUNCTION hookjetty.publish_row() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET intervalstyle = 'iso_8601'
+SET bytea_output = 'hex' SET extra_float_digits = 1 AS $$
+DECLARE
+    named   text := format('publish_row on %I.%I', TG_TABLE_SCHEMA, TG_TABLE_NAME);
+    data    json;
+    tenant  text;
+BEGIN
+    IF TG_LEVEL <> 'ROW' OR TG_WHEN <> 'AFTER' OR TG_OP NOT IN ('INSERT', 'UPDATE') THEN
+        RAISE EXCEPTION '%: must be a trigger AFTER INSERT OR UPDATE … FOR EACH ROW', named
+              USING ERRCODE = 'trigger_protocol_violated';
+    ELSIF TG_NARGS NOT IN (2, 3) THEN
+        RAISE EXCEPTION '%: takes an event type, the column that names the tenant, and perhaps the'
+                        ' one that names the key', named
+              USING ERRCODE = 'trigger_protocol_violated';
+    ELSIF EXISTS (SELECT FROM pg_cast c JOIN pg_proc p ON p.oid = c.castfunc
+                  JOIN pg_roles r ON r.oid = p.proowner
+                  WHERE c.casttarget = 'json'::regtype AND NOT r.rolsuper) THEN
+        RAISE EXCEPTION '%: there is a cast to json that no superuser made', named
+              USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    data := row_to_json(NEW);
+    tenant := data ->> TG_ARGV[1];
+    IF data -> TG_ARGV[1] IS NULL OR data -> TG_ARGV[2] IS NULL AND TG_NARGS = 3 THEN
+        RAISE EXCEPTION '%: the table has no column %', named,
+              CASE WHEN data -> TG_ARGV[1] IS NULL THEN TG_ARGV[1] ELSE TG_ARGV[2] END
+              USING ERRCODE = 'undefined_column';
+    ELSIF (tenant ~ '^[1-9][0-9]{0,15}$') IS NOT TRUE THEN
+        RAISE EXCEPTION '%: the column % names no tenant: it is %', named, TG_ARGV[1],
+              coalesce(left(tenant, 40), 'null')
+              USING ERRCODE = 'invalid_parameter_value';
+    ELSIF octet_length(data::text) > 262144 THEN
+        RAISE EXCEPTION '%: the row is longer than 256 KiB as JSON (% bytes)', named,
+              octet_length(data::text)
+              USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    PERFORM hookjetty.publish(tenant::bigint, TG_ARGV[0], data, data ->> TG_ARGV[2]);
+    RETURN NULL;
+END $$;
+
 
 -- ----------------------------------------------------------------------------- operational events
 
@@ -1047,7 +1195,9 @@ BEGIN
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'hookjetty_publisher') THEN
         GRANT USAGE ON SCHEMA hookjetty TO hookjetty_publisher;
         GRANT EXECUTE ON FUNCTION hookjetty.publish_event(bigint, text, json, text),
-                                  hookjetty.publish_events(bigint, json)
+                                  hookjetty.publish_events(bigint, json), hookjetty.publish_row()
             TO hookjetty_publisher;
     END IF;
 END $$;
+
+SELECT hookjetty.note_cluster();

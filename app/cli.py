@@ -22,13 +22,13 @@ import click
 import psycopg2
 from peewee import PeeweeException
 
-from app import __version__
+from app import __version__, reencryption
 from app import db as database
 from app.auth import MAX_TENANT_ID, PUBLISH, READ, WRITE, Tokens
 from app.db import db
 from app.models import Dispatcher, rfc3339
 from app.settings import Settings, SettingsError, load
-from app.signing import generate_secret
+from app.signing import Vault, generate_secret
 from hookjetty.client import ApiError, Client
 from hookjetty.verify import VerificationError, challenge_response, secret_bytes, verify
 
@@ -410,7 +410,7 @@ def _print_table(names: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Non
 
 @main.group("db")
 def db_group() -> None:
-    """The schema in PostgreSQL."""
+    """The schema in PostgreSQL, and what is encrypted there."""
 
 
 @db_group.command()
@@ -448,11 +448,55 @@ def status(as_json: bool) -> None:
     database.check_schema()
 
 
-def _connect() -> None:
+@db_group.command("rotate-secrets")
+def rotate_secrets() -> None:
+    """Encrypt all secrets with the newest of HOOKJETTY_SECRET_KEYS.
+
+    Then the older keys may go. Run it after API and dispatchers were restarted with the new key in
+    front; they go on meanwhile. Names the endpoints whose secrets cannot be decrypted and leaves
+    them alone; the exit status is 1 then.
+    """
+    settings = _connect("secret_keys")
+    database.check_schema()
+    vault = Vault(settings.secret_keys, before_encrypting=database.hold_secret_key)
+    try:
+        report = reencryption.rotate_secrets(vault)
+    except reencryption.NotRestarted as error:
+        raise Failure(str(error)) from error
+    click.echo(f"encrypted again: endpoints: {report.endpoints}, stored answers: {report.answers}")
+    for fingerprint in report.forgotten:
+        click.echo(f"key {fingerprint} encrypts nothing any more")
+    if not report.is_complete:
+        raise Failure(_unreadable(report))
+    kept = "all keys but the newest may be removed from HOOKJETTY_SECRET_KEYS"
+    click.echo(kept if len(settings.secret_keys) > 1 else "there is one key, and it is in use")
+
+
+def _unreadable(report: reencryption.Report) -> str:
+    """What could not be decrypted, and how to mend it."""
+    lines = [
+        f"endpoint {each.endpoint_id} of tenant {each.tenant_id}: a secret cannot be decrypted"
+        for each in report.unreadable
+    ]
+    if report.unreadable:
+        lines.append(
+            "Put the key they were written with at the end of HOOKJETTY_SECRET_KEYS and run this"
+            " again, or give each a new secret."
+        )
+    if report.unreadable_answers:
+        lines.append(
+            f"stored answers that cannot be decrypted: {report.unreadable_answers}; they are gone"
+            " after 24 hours"
+        )
+    return "\n".join(lines)
+
+
+def _connect(*needed: str) -> Settings:
     settings = load()
-    settings.require("database_url")
+    settings.require("database_url", *needed)
     database.open_database(settings.database_direct_url or "", "hookjetty cli")
     db.ready()
+    return settings
 
 
 def _status() -> dict[str, Any]:

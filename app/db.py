@@ -293,6 +293,7 @@ def _migrate() -> bool:
     found = schema_version()
     if found is not None and found >= SCHEMA_VERSION:
         check_schema()
+        note_cluster()
         return False
     db.execute_sql("SET LOCAL client_min_messages = warning")
     if found is None:
@@ -373,8 +374,17 @@ def publisher_grant() -> str | None:
         "CREATE ROLE hookjetty_publisher NOLOGIN;\n"
         "GRANT USAGE ON SCHEMA hookjetty TO hookjetty_publisher;\n"
         "GRANT EXECUTE ON FUNCTION hookjetty.publish_event(bigint, text, json, text),\n"
-        "    hookjetty.publish_events(bigint, json) TO hookjetty_publisher;"
+        "    hookjetty.publish_events(bigint, json), hookjetty.publish_row()\n"
+        "    TO hookjetty_publisher;"
     )
+
+
+def note_cluster() -> None:
+    """Notice that the database was restored into another cluster (schema.sql, "clusters").
+
+    Every process does at its start, so that no event is published there before.
+    """
+    db.execute_sql("SELECT hookjetty.note_cluster()")
 
 
 def claim_secret_keys(fingerprints: Sequence[str]) -> None:
@@ -383,8 +393,7 @@ def claim_secret_keys(fingerprints: Sequence[str]) -> None:
     ``fingerprints`` are those of the configured SECRET_KEYS, newest first. Without a key that has
     encrypted something here, some endpoint's secret would be unreadable.
     """
-    rows = db.execute_sql("SELECT fingerprint FROM hookjetty.secret_keys").fetchall()
-    missing = sorted({row[0] for row in rows} - set(fingerprints))
+    missing = sorted(secret_keys_in_use() - set(fingerprints))
     if missing:
         raise SchemaMismatch(
             "HOOKJETTY_SECRET_KEYS lacks a key that this database's secrets are encrypted with "
@@ -394,6 +403,25 @@ def claim_secret_keys(fingerprints: Sequence[str]) -> None:
         "INSERT INTO hookjetty.secret_keys (fingerprint) VALUES (%s) ON CONFLICT DO NOTHING",
         (fingerprints[0],),
     )
+
+
+def hold_secret_key(fingerprint: str) -> None:
+    """See that a key is on record until this transaction ends, which encrypts with it.
+
+    Whoever wants to strike it off the record waits, and then sees what was encrypted.
+    """
+    held = "SELECT 1 FROM hookjetty.secret_keys WHERE fingerprint = %s FOR KEY SHARE"
+    while not db.execute_sql(held, (fingerprint,)).fetchone():
+        db.execute_sql(
+            "INSERT INTO hookjetty.secret_keys (fingerprint) VALUES (%s) ON CONFLICT DO NOTHING",
+            (fingerprint,),
+        )
+
+
+def secret_keys_in_use() -> set[str]:
+    """The fingerprints of the keys that may have encrypted something here."""
+    rows = db.execute_sql("SELECT fingerprint FROM hookjetty.secret_keys").fetchall()
+    return {row[0] for row in rows}
 
 
 # ---------------------------------------------------------------------------------- helpers

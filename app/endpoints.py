@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from peewee import PeeweeException, fn
 
 from app import errors
-from app.db import db, is_away
+from app.db import db, hold_secret_key, is_away
 from app.destinations import Policy, Refused
 from app.models import (
     RETIRED_SECRET_HOURS,
@@ -67,7 +67,7 @@ class Registry:
         """The registry of an instance."""
         return cls(
             Policy.from_settings(settings),
-            Vault(settings.secret_keys),
+            Vault(settings.secret_keys, before_encrypting=hold_secret_key),
             settings.endpoints_per_tenant,
         )
 

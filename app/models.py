@@ -7,6 +7,7 @@ same answer by construction.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
@@ -251,14 +252,15 @@ class Endpoint(Table):
 
 
 class Event(Table):
-    """Something that happened. ``data`` is read as text, the very text that came in."""
+    """Something that happened. ``data`` is read as the very text that came in; None: erased."""
 
     id = BigIntegerField(primary_key=True)
     tenant_id = BigIntegerField()
     type = TextField()
-    data = TextField()
+    data = TextField(null=True)
     fanout = IntegerField()
     xid = BigIntegerField()
+    endpoint_id = BigIntegerField(null=True)
 
     class Meta:
         table_name = "events"
@@ -268,7 +270,12 @@ class Event(Table):
         """One of a tenant's events with its data as text, or ``not_found``."""
         event = (
             cls.select(
-                cls.id, cls.tenant_id, cls.type, cls.data.cast("text").alias("data"), cls.fanout
+                cls.id,
+                cls.tenant_id,
+                cls.type,
+                cls.data.cast("text").alias("data"),
+                cls.fanout,
+                cls.endpoint_id,
             )
             .where(cls.id == event_id, cls.tenant_id == tenant_id)
             .first()
@@ -283,9 +290,60 @@ class Event(Table):
         return id_time(self.id)
 
     @property
+    def is_test(self) -> bool:
+        """Whether it was made to try an endpoint, and for that one alone."""
+        return self.endpoint_id is not None
+
+    @property
+    def is_erased(self) -> bool:
+        """Whether its data was erased."""
+        return self.data is None
+
+    @property
+    def key(self) -> str | None:
+        """The key that it was published with."""
+        return keys_of([self.id]).get(self.id)
+
+    @property
     def tasks(self) -> ModelSelect[Task]:
         """What became of it: its newest tasks as listed. Replays may have made more of them."""
         return Task.of_event(self).limit(MOST_TASKS_SHOWN)
+
+
+class Erasure(Table):
+    """An event whose data was erased while tasks of it were under way."""
+
+    event_id = BigIntegerField(primary_key=True)
+    tenant_id = BigIntegerField()
+    again_at = DateTimeTZField()
+
+    class Meta:
+        table_name = "erasures"
+
+
+class EventType(Table):
+    """A type in the catalogue. ``schema`` and ``example`` are read as text."""
+
+    name = TextField(primary_key=True)
+    description = TextField()
+    schema = TextField(null=True)
+    example = TextField(null=True)
+    created_at = DateTimeTZField()
+    updated_at = DateTimeTZField()
+
+    class Meta:
+        table_name = "event_types"
+
+
+class Cluster(Table):
+    """A range of event ids that was written in one PostgreSQL cluster (schema.sql, "clusters")."""
+
+    generation = IntegerField(primary_key=True)
+    system_identifier = BigIntegerField(null=True)
+    from_id = BigIntegerField()
+
+    class Meta:
+        table_name = "clusters"
 
 
 class Task(Table):
@@ -344,7 +402,12 @@ class Task(Table):
 
     @classmethod
     def of_event(cls, event: Event) -> ModelSelect[Self]:
-        """An event's tasks as ``listed``, those of replays and of deleted endpoints too.
+        """An event's tasks as ``listed``, those of replays and of deleted endpoints too."""
+        return cls.listed(cls.id.in_(cls.ids_of_event(event)))
+
+    @classmethod
+    def ids_of_event(cls, event: Event) -> set[int]:
+        """An event's tasks, those of replays and of deleted endpoints too.
 
         Those it was made with lie right behind its id. Those of replays are known by endpoint; a
         minute of slack for a publish that read an endpoint just before its deletion committed.
@@ -362,8 +425,7 @@ class Task(Table):
             cls.event_id == event.id,
             cls.endpoint_id.in_(endpoints),
         )
-        ids = {task_id for (task_id,) in [*made_with_it.tuples(), *replayed.tuples()]}
-        return cls.listed(cls.id.in_(ids))
+        return {task_id for (task_id,) in [*made_with_it.tuples(), *replayed.tuples()]}
 
     @property
     def created_at(self) -> datetime:
@@ -445,6 +507,8 @@ class Task(Table):
                 raise errors.conflict(f"task {task_id} is being delivered right now")
             if not Event.select().where(Event.id == task.event_id).exists():
                 raise errors.conflict(f"the event of task {task_id} is past its retention")
+            if Event.get_of(task.tenant_id, task.event_id).is_erased:
+                raise errors.conflict(f"the data of the event of task {task_id} was erased")
             active = endpoint.status == "active"
             cls.update(
                 status="retry" if active else "waiting",
@@ -596,7 +660,7 @@ class AuditLine(Table):
         return id_time(self.id)
 
 
-class Erasure(Table):
+class TenantErasure(Table):
     """A request to delete all that is known of a tenant, and the report of it."""
 
     id = BigAutoField()
@@ -614,7 +678,7 @@ class Erasure(Table):
     finished_at = DateTimeTZField(null=True)
 
     class Meta:
-        table_name = "erasures"
+        table_name = "tenant_erasures"
 
     @property
     def left(self) -> dict[str, int] | None:
@@ -642,6 +706,15 @@ class Dispatcher(Table):
         return cls.select().where(cls.seen_at > fn.now() - SQL("interval '30 s'"))
 
 
+def keys_of(event_ids: Sequence[int]) -> dict[int, str]:
+    """The keys that events were published with, by the event's id; of those that had one."""
+    rows = db.execute_sql(
+        "SELECT event_id, key FROM hookjetty.event_keys WHERE event_id = ANY (%s)",
+        (list(event_ids),),
+    )
+    return dict(rows.fetchall())
+
+
 def wake() -> None:
     """Bring the dispatchers' jobs and claims forward when the present transaction commits."""
     db.execute_sql("SELECT pg_notify('hookjetty', 'jobs')")
@@ -663,6 +736,30 @@ def id_at(moment: datetime) -> int:
     True
     """
     return (int(moment.timestamp() * 1000) - ID_EPOCH_MS) << 12
+
+
+# RFC 3339, section 5.6. A leap second is its minute's end, which no clock of ours can name.
+_TIME = re.compile(
+    r"(\d{4}-\d\d-\d\d)[Tt]((?:[01]\d|2[0-3]):\d\d):(\d\d)(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII
+)
+
+
+def read_time(text: str) -> datetime | None:
+    """A moment in RFC 3339; None if it is none.
+
+    >>> read_time("2016-12-31T23:59:60.5Z").isoformat()
+    '2016-12-31T23:59:59.500000+00:00'
+    """
+    found = _TIME.fullmatch(text)
+    if found is None:
+        return None
+    day, minute, second, fraction, offset = found.groups()
+    second = "59" if second == "60" else second
+    fraction = (fraction or "")[:7]  # microseconds
+    try:
+        return datetime.fromisoformat(f"{day}T{minute}:{second}{fraction}{offset.upper()}")
+    except ValueError:
+        return None
 
 
 def rfc3339(moment: datetime | None) -> str | None:

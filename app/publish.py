@@ -92,6 +92,18 @@ def publish_batch_of(tenant_id: int, body: str) -> list[Published]:
     return [Published(*row) for row in rows]
 
 
+def check(event: NewEvent) -> None:
+    """Raise what publishing the event would raise, and store nothing."""
+    with _refusals():
+        (objection,) = db.execute_sql(
+            "SELECT hookjetty.objection_to_event(%s, %s::json, %s)",
+            (event.type, event.data, event.key),
+        ).fetchone()
+    if objection is not None:
+        field, _, reason = objection.partition(": ")
+        raise errors.invalid(field, reason)
+
+
 @contextmanager
 def _refusals() -> Iterator[None]:
     """PostgreSQL's reason: ``field: reason`` of our functions, or what json could not hold."""

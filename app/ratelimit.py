@@ -7,6 +7,8 @@ A tenant may have limits of its own (``Tenant``); those statements read them, so
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from app import errors
 from app.db import db
 from app.models import Tenant
@@ -18,35 +20,55 @@ REPLAYS_PER_MINUTE = 6
 EVENTS_PER_SECOND = 1000
 
 
+class Rate(NamedTuple):
+    """So many of something, of one tenant, within any so many seconds."""
+
+    at_most: int
+    what: str
+    seconds: int
+
+    def __str__(self) -> str:
+        per = "second" if self.seconds == 1 else f"{self.seconds} seconds"
+        return f"{self.at_most:,} {self.what} per {per}"
+
+
 class Limits:
-    """The limits of one instance. Each verb counts one use, or raises ``rate_limited``."""
+    """The limits of one instance. Each method counts one use, or raises ``rate_limited``.
+
+    ``rates`` are what they allow, by the methods' names.
+    """
 
     def __init__(self, settings: Settings) -> None:
-        self._requests_per_second = settings.rate_limit
+        self.rates = {
+            "request": Rate(settings.rate_limit, "requests", 1),
+            "registration": Rate(REGISTRATIONS_PER_MINUTE, "registrations", 60),
+            "replay": Rate(REPLAYS_PER_MINUTE, "replay starts", 60),
+            "publish": Rate(EVENTS_PER_SECOND, "events", 1),
+        }
         self._endpoints = settings.endpoints_per_tenant
 
     def of(self, tenant: Tenant) -> dict[str, int]:
         """What holds for a tenant: its own limits, and for the rest those of everybody."""
         everybodys = {
-            "requests_per_second": self._requests_per_second,
-            "registrations_per_minute": REGISTRATIONS_PER_MINUTE,
-            "replays_per_minute": REPLAYS_PER_MINUTE,
-            "events_per_second": EVENTS_PER_SECOND,
+            "requests_per_second": self.rates["request"].at_most,
+            "registrations_per_minute": self.rates["registration"].at_most,
+            "replays_per_minute": self.rates["replay"].at_most,
+            "events_per_second": self.rates["publish"].at_most,
             "endpoints": self._endpoints,
         }
         return everybodys | tenant.own_limits
 
     def request(self, tenant_id: int) -> None:
         """Any request but a publish. Refused ones do not count, invalid ones do."""
-        _hit(tenant_id, "requests", self._requests_per_second, 1)
+        _hit(tenant_id, self.rates["request"])
 
     def registration(self, tenant_id: int) -> None:
         """A request that makes us call a URL of the tenant's choice: it is asked to consent."""
-        _hit(tenant_id, "registrations", REGISTRATIONS_PER_MINUTE, 60)
+        _hit(tenant_id, self.rates["registration"])
 
     def replay(self, tenant_id: int) -> None:
         """The start of a replay."""
-        _hit(tenant_id, "replay starts", REPLAYS_PER_MINUTE, 60)
+        _hit(tenant_id, self.rates["replay"])
 
     def publish(self, tenant_id: int, events: int = 1) -> None:
         """Publishing so many events."""
@@ -71,10 +93,10 @@ class Limits:
 
 def too_many_events(wait_seconds: float, per_second: float) -> errors.Error:
     """What is raised when the bucket of so many events is empty for so long."""
-    return _too_many(f"{per_second:,.0f} events per second", wait_seconds)
+    return _too_many(Rate(int(per_second), "events", 1), wait_seconds)
 
 
-def _hit(tenant_id: int, what: str, otherwise: int, seconds: int) -> None:
+def _hit(tenant_id: int, rate: Rate) -> None:
     at_most, wait = db.execute_sql(
         """
         SELECT mine.at_most,
@@ -87,19 +109,18 @@ def _hit(tenant_id: int, what: str, otherwise: int, seconds: int) -> None:
               OFFSET 0) mine
         """,
         {
-            "key": f"{what}:{tenant_id}",
-            "what": what,
-            "seconds": seconds,
+            "key": f"{rate.what}:{tenant_id}",
+            "what": rate.what,
+            "seconds": rate.seconds,
             "tenant": tenant_id,
-            "otherwise": otherwise,
+            "otherwise": rate.at_most,
         },
     ).fetchone()
     if wait is not None:
-        per = "second" if seconds == 1 else f"{seconds} seconds"
-        raise _too_many(f"{at_most:,} {what} per {per}", wait)
+        raise _too_many(rate._replace(at_most=at_most), wait)
 
 
-def _too_many(limit: str, wait_seconds: float) -> errors.Error:
+def _too_many(limit: Rate, wait_seconds: float) -> errors.Error:
     return errors.Error(
         "rate_limited",
         f"more than {limit} of this tenant; try again after the time in Retry-After",

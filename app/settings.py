@@ -28,6 +28,17 @@ if TYPE_CHECKING:
 
 PREFIX = "HOOKJETTY_"
 
+# "changeme" and "password", repeated until they are long enough, have seven characters; a random
+# secret, even in hexadecimal, has more. And what documentation shows (jwt.io, RFC 7515).
+LEAST_DISTINCT_CHARACTERS = 8
+EXAMPLE_JWT_SECRETS = frozenset(
+    {
+        "a-string-secret-at-least-256-bits-long",
+        "your-256-bit-secret-your-256-bit-secret",
+        "AyM1SysPpbyDfgZld3umj1qzKObwVMkoqQ-EstJQLr_T-1qS0gZH75aKtMN3Yj0iPS4hcgUuTwjAzZr1Z9CAow",
+    }
+)
+
 # What `make run` leaves in VAR for the other processes of its instance and for the CLI.
 INSTANCE_FILES = ("database_url", "jwt_secret", "secret_keys")
 
@@ -293,6 +304,8 @@ def _networks(text: str) -> tuple[Network, ...]:
 def _jwt_secret(text: str) -> str:
     if len(text.encode()) < 32:
         raise ValueError("at least 32 bytes are needed (RFC 7518, section 3.2)")
+    if len(set(text)) < LEAST_DISTINCT_CHARACTERS or text in EXAMPLE_JWT_SECRETS:
+        raise ValueError("it can be guessed; make one with `openssl rand -base64 48`")
     return text
 
 

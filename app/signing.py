@@ -17,7 +17,7 @@ from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from hookjetty.verify import SECRET_PREFIX, secret_bytes, sign
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 
 def generate_secret() -> str:
@@ -61,11 +61,16 @@ class Signer:
         # hmac.digest on the whole message takes 2.5 us for 300 bytes; copies of a prepared HMAC
         # take 1.8 us, which is not worth a second implementation of the signature.
         signatures = " ".join([sign(key, message_id, timestamp, body) for key in self._keys])
-        return [
-            f"webhook-id: {message_id}",
-            f"webhook-timestamp: {timestamp}",
-            f"webhook-signature: {signatures}",
-        ]
+        return signature_headers(message_id, timestamp, signatures)
+
+
+def signature_headers(message_id: str, timestamp: int, signatures: str) -> list[str]:
+    """The three header lines that tell what was signed, when, and the signatures themselves."""
+    return [
+        f"webhook-id: {message_id}",
+        f"webhook-timestamp: {timestamp}",
+        f"webhook-signature: {signatures}",
+    ]
 
 
 class UnreadableSecret(Exception):
@@ -86,17 +91,28 @@ class Vault:
     'whsec_...'
     """
 
-    def __init__(self, secret_keys: Iterable[str]) -> None:
-        """``secret_keys`` are HOOKJETTY_SECRET_KEYS, the newest first; at least one."""
+    def __init__(
+        self,
+        secret_keys: Iterable[str],
+        *,
+        before_encrypting: Callable[[str], object] = lambda _fingerprint: None,
+    ) -> None:
+        """``secret_keys`` are HOOKJETTY_SECRET_KEYS, the newest first; at least one.
+
+        ``before_encrypting`` is told each time the fingerprint of the key that will be used.
+        """
         keys = list(secret_keys)
+        self._newest = Fernet(keys[0])
         self._fernet = MultiFernet([Fernet(key) for key in keys])
+        self._before_encrypting = before_encrypting
         # Stored in the database, so that a process with other keys is stopped when it starts.
         # 64 bits of a MAC tell keys apart and nothing about them.
         self.fingerprints = tuple(_fingerprint(key) for key in keys)
 
     def encrypt(self, plain: str, tenant_id: int) -> str:
         """ASCII text that only ``decrypt`` for the same tenant turns back into ``plain``."""
-        return self._fernet.encrypt(f"{tenant_id}:{plain}".encode()).decode()
+        self._before_encrypting(self.fingerprints[0])
+        return self._newest.encrypt(f"{tenant_id}:{plain}".encode()).decode()
 
     def decrypt(self, stored: str, tenant_id: int) -> str:
         """What was encrypted for this tenant; ``UnreadableSecret`` if that is not possible."""
@@ -113,6 +129,18 @@ class Vault:
                 " row was moved or changed outside Hookjetty"
             )
         return plain
+
+    def renew(self, stored: str, tenant_id: int) -> str:
+        """What is stored, encrypted with the newest key: the same text if it was already.
+
+        ``UnreadableSecret`` as for ``decrypt``.
+        """
+        plain = self.decrypt(stored, tenant_id)
+        try:
+            self._newest.decrypt(stored.encode())
+        except InvalidToken:
+            return self.encrypt(plain, tenant_id)
+        return stored
 
 
 def _fingerprint(key: str) -> str:

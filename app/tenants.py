@@ -14,9 +14,9 @@ from app.models import (
     TENANT_LIMITS,
     WELL,
     Endpoint,
-    Erasure,
     Replay,
     Tenant,
+    TenantErasure,
     wake,
 )
 from app.pages import Page, page
@@ -57,7 +57,7 @@ def set_limits(tenant_id: int, wanted: Mapping[str, int | None], limits: Limits)
         return get(tenant_id, limits)
 
 
-def erase(tenant_id: int) -> Erasure:
+def erase(tenant_id: int) -> TenantErasure:
     """Delete all that is known of a tenant up to this moment: a job of the dispatchers does it.
 
     Its endpoints are deleted here and now, so nothing is sent any more. ``version_conflict`` while
@@ -82,17 +82,17 @@ def erase(tenant_id: int) -> Erasure:
         Tenant.update(dict.fromkeys(TENANT_LIMITS)).where(Tenant.id == tenant_id).execute()
         last = Endpoint.select(fn.max(Endpoint.id)).where(Endpoint.tenant_id == tenant_id).scalar()
         rows = (
-            Erasure.insert(
+            TenantErasure.insert(
                 tenant_id=tenant_id,
                 status="running",
                 upto_id=SQL("hookjetty.id_at(clock_timestamp()) | 4095"),
                 upto_endpoint_id=last or 0,
             )
-            .on_conflict_ignore()  # schema.sql, erasures_running: one at a time of a tenant
-            .returning(Erasure)
+            .on_conflict_ignore()  # schema.sql, tenant_erasures_running: one at a time of a tenant
+            .returning(TenantErasure)
             .execute()
         )
-        erasure: Erasure | None = next(iter(rows), None)
+        erasure: TenantErasure | None = next(iter(rows), None)
         if erasure is None:
             raise errors.conflict(f"tenant {tenant_id} is being erased already")
         wake()
@@ -103,11 +103,11 @@ def page_of_erasures(
     tenant_id: int | None = None, *, limit: int, cursor: str | None = None
 ) -> Page:
     """The erasures that were asked for, of one tenant if so wanted, the newest first."""
-    query = Erasure.select().order_by(Erasure.id.desc())
+    query = TenantErasure.select().order_by(TenantErasure.id.desc())
     if tenant_id is not None:
-        query = query.where(Erasure.tenant_id == tenant_id)
+        query = query.where(TenantErasure.tenant_id == tenant_id)
     of = ("erasures", tenant_id)
-    return page(query, Erasure.id, limit=limit, cursor=cursor, of=of, newest_first=True)
+    return page(query, TenantErasure.id, limit=limit, cursor=cursor, of=of, newest_first=True)
 
 
 def _listed() -> ModelSelect[Tenant]:

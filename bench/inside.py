@@ -13,13 +13,14 @@ from typing import NamedTuple
 
 from app import __version__
 from app.db import db
+from app.deliveries import event_body
 from app.destinations import Policy
 from app.settings import Settings
 from app.signing import Signer
 from bench.receiver import ANSWER, ANSWER_BODY
 from dispatcher import claim as claims
 from dispatcher import holds
-from dispatcher.engine import BATCH, Round, event_body
+from dispatcher.engine import BATCH, Round
 from dispatcher.fairness import Candidate, max_min
 from dispatcher.record import Result, record
 from dispatcher.resolve import Resolver

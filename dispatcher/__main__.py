@@ -35,7 +35,7 @@ from app.db import db
 from app.destinations import Policy
 from app.settings import Settings, SettingsError, load
 from app.signing import Vault
-from dispatcher import erasures, jobs
+from dispatcher import jobs, tenant_erasures
 from dispatcher.engine import POLL_SECONDS, Engine
 from dispatcher.handshakes import Handshakes
 from dispatcher.resolve import Resolver
@@ -83,6 +83,7 @@ def _main(settings: Settings) -> int:
 def _prepare(vault: Vault) -> int:
     database.check_schema()
     database.claim_secret_keys(vault.fingerprints)
+    database.note_cluster()
     jobs.make_partitions()
     return jobs.register_dispatcher()
 
@@ -144,7 +145,8 @@ def _scheduler(settings: Settings, heart: Heart, engine: Engine) -> BackgroundSc
     every(5, "heartbeat", heart.beat)
     every(1, "replays", lambda: _feed(engine, jobs.replay_step))
     every(1, "settle", lambda: _feed(engine, jobs.settle_step))
-    every(1, "erasures", lambda: jobs.until_done(erasures.step))
+    every(1, "tenant_erasures", lambda: jobs.until_done(tenant_erasures.step))
+    every(10, "erasures", lambda: jobs.until_done(jobs.erase_step))
     every(10, "sweep", lambda: jobs.until_done(jobs.sweep))
     every(
         600, "prune", lambda: jobs.until_done(lambda: jobs.prune_step(days, audit_days)), soon=False
@@ -236,7 +238,7 @@ def bring_forward(scheduler: BackgroundScheduler, name: str) -> None:
 
 
 # Brought forward by a NOTIFY "jobs", which whoever changes an endpoint or asks for a replay sends.
-_WOKEN_JOBS = ("handshakes", "replays", "settle", "erasures")
+_WOKEN_JOBS = ("handshakes", "replays", "settle", "tenant_erasures")
 
 
 def _listen(engine: Engine, scheduler: BackgroundScheduler, stop: threading.Event) -> None:

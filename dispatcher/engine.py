@@ -21,10 +21,10 @@ from typing import cast
 import structlog
 from peewee import PeeweeException
 
-from app import __version__
 from app.db import db, is_away, is_conflict
+from app.deliveries import event_body, header_lines
 from app.logs import debug_many, info_many
-from app.models import ID_EPOCH_MS, Dispatcher
+from app.models import Dispatcher
 from app.settings import Settings
 from app.signing import Signer, UnreadableSecret, Vault
 from dispatcher import claim as claims
@@ -63,7 +63,6 @@ FLOORS_LAST_SECONDS = 2.0
 # Without the database: how long to wait before asking for it again.
 BACK_OFF_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0)
 DELIVERED = Delivered()
-USER_AGENT = f"user-agent: Hookjetty/{__version__}"
 # The longest that an endpoint may ask for (schema.sql, "timeout_seconds").
 MOST_TIMEOUT_SECONDS = 30
 
@@ -265,22 +264,19 @@ class Engine:
         if requests:
             self._transport.submit_many(requests)
 
-    def _fill(self, request: Request) -> None:
+    def _fill(self, request: Request, started_at: float) -> None:
         """Headers and body of one attempt: the same body on every try, signed anew at its time.
 
-        On the transport's thread. ``ValueError`` when it cannot be signed for.
+        That is when it started, which is what is recorded, so its headers can be built again. On
+        the transport's thread. ``ValueError`` when it cannot be signed for.
         """
         task = cast("Claimed", request.tag)
-        now = self._clock.at(time.monotonic())
+        now = self._clock.at(started_at)
         try:
             signer = self._signer(task, now)
             request.body = body = event_body(task.event_id, task.type, task.data)
-            request.headers = headers = [
-                "content-type: application/json",
-                USER_AGENT,
-                f"webhook-attempt: {task.try_number}",
-                *signer.headers(f"evt_{task.event_id}", int(now), body),
-            ]
+            signed = signer.headers(f"evt_{task.event_id}", int(now), body)
+            request.headers = header_lines(task.try_number, task.replay_id, signed)
         except Exception as error:
             # Whatever is wrong with this row, it must not take its neighbours with it.
             log.error(
@@ -290,8 +286,6 @@ class Engine:
                 exc_info=None if isinstance(error, UnreadableSecret) else error,
             )
             raise ValueError(str(error)) from error
-        if task.replay_id is not None:
-            headers.append(f"webhook-replay: rpl_{task.replay_id}")
 
     def _signer(self, task: Claimed, now: float) -> Signer:
         """The endpoint's secret, and those replaced less than their overlap ago."""
@@ -516,20 +510,6 @@ class DatabaseClock:
 
 def _answer(outcome: Outcome) -> Answer:
     return Answer(outcome.status_code, outcome.failure, outcome.retry_after)
-
-
-def event_body(event_id: int, event_type: str, data: str) -> bytes:
-    """The body sent for an event: the same bytes on every attempt, the data as it came in."""
-    second, milliseconds = divmod((event_id >> 12) + ID_EPOCH_MS, 1000)
-    when = f"{_rfc3339_second(second)}.{milliseconds:03}Z"
-    head = f'{{"id":"evt_{event_id}","type":"{event_type}","timestamp":"{when}","data":'
-    return f"{head}{data}}}".encode()
-
-
-@lru_cache(maxsize=1000)
-def _rfc3339_second(second: int) -> str:
-    """A Unix time in UTC without its fraction; many events of a second are sent at once."""
-    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 @lru_cache(maxsize=10_000)

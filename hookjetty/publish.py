@@ -1,4 +1,4 @@
-"""Publish an event from inside your own database transaction.
+"""Publish events from inside your own database transaction.
 
 For a service that shares its PostgreSQL database with Hookjetty: the event exists if and only if
 the change that it tells of was committed.
@@ -15,14 +15,16 @@ Standard library only; what you have open is what is used. The role that you con
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import closing
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 PUBLISH = (
     "SELECT event_id, tasks FROM hookjetty.publish_event(%s::bigint, %s::text, %s::json, %s::text)"
 )
+PUBLISH_BATCH = "SELECT event_id, tasks FROM hookjetty.publish_events(%s::bigint, %s::json)"
 
 
 class Published(NamedTuple):
@@ -46,13 +48,35 @@ def publish(
     itself commits this one too. ``data`` is a JSON object, or its text, which is then delivered
     byte for byte. A second publish with the same ``key`` returns the first event.
 
-    ``ValueError`` if ``data`` is not JSON. What PostgreSQL refuses is raised as an exception of
-    your driver, with the SQLSTATE 22023 and ``field: reason``; as with every failed statement, the
-    transaction can then only be rolled back.
+    ``ValueError`` if ``data`` is not JSON, ``TypeError`` if ``connection`` is none of these. What
+    PostgreSQL refuses is raised as an exception of your driver, with the SQLSTATE 22023 and
+    ``field: reason``; as with every failed statement, the transaction can then only be rolled back.
     """
-    row = _first_row(connection, (tenant_id, type, json_text(data), key))
-    event_id, tasks = row.values() if isinstance(row, Mapping) else row
-    return Published(f"evt_{event_id}", tasks)
+    (published,) = _run(connection, PUBLISH, (tenant_id, type, json_text(data), key))
+    return published
+
+
+def publish_batch(
+    connection: Any, tenant_id: int, events: Iterable[Mapping[str, Any]]
+) -> list[Published]:
+    """Publish 1 to 1,000 events of one tenant, at a tenth of the cost of as many ``publish``.
+
+    Each is ``{"type": …, "data": …}``, with a ``"key"`` if it is to be idempotent. All of them are
+    published or none is: a reason names the event by its place, as in ``events.3.type: …``.
+    Otherwise as ``publish``; the answers are in the order of ``events``.
+    """
+    texts = [event_text(**event) for event in events]
+    return _run(connection, PUBLISH_BATCH, (tenant_id, f"[{','.join(texts)}]"))
+
+
+def event_text(type: str, data: Mapping[str, Any] | str, key: str | None = None) -> str:
+    """An event of a batch as JSON, with the text of ``data`` as it is.
+
+    >>> event_text("export.done", '{"size": 1.50}')
+    '{"type": "export.done","data":{"size": 1.50}}'
+    """
+    head = json.dumps({"type": type} | ({} if key is None else {"key": key}))
+    return f'{head.removesuffix("}")},"data":{json_text(data)}}}'
 
 
 def json_text(data: Mapping[str, Any] | str) -> str:
@@ -70,7 +94,7 @@ def json_text(data: Mapping[str, Any] | str) -> str:
     try:
         if not isinstance(data, str):
             return json.dumps(data, separators=(",", ":"), allow_nan=False)
-        json.loads(data)
+        json.loads(data, parse_constant=_refuse_constant)
     except RecursionError:
         raise ValueError("data is not JSON: it is nested too deeply") from None
     except ValueError as reason:
@@ -78,20 +102,45 @@ def json_text(data: Mapping[str, Any] | str) -> str:
     return data
 
 
-def _first_row(connection: Any, parameters: tuple[Any, ...]) -> Any:
+def _refuse_constant(name: str) -> NoReturn:
+    """Python reads NaN and Infinity, which JSON does not have."""
+    raise ValueError(f"{name} is no JSON value")
+
+
+def _run(connection: Any, statement: str, parameters: tuple[Any, ...]) -> list[Published]:
     """Run the statement the way this kind of connection does; all of them take ``%s``."""
+    if inspect.iscoroutinefunction(getattr(connection, "execute", None)):
+        raise TypeError(
+            f"cannot publish through {_a(connection)}, which is asynchronous; "
+            "with SQLAlchemy: await session.run_sync(publish, 7, ...)"
+        )
     if hasattr(connection, "get_bind"):  # SQLAlchemy's Session
         connection = connection.connection()
     if hasattr(connection, "exec_driver_sql"):  # SQLAlchemy's Connection
-        return connection.exec_driver_sql(PUBLISH, parameters).fetchone()
+        return _published(connection.exec_driver_sql(statement, parameters))
     if hasattr(connection, "execute_sql"):  # Peewee's Database
-        return connection.execute_sql(PUBLISH, parameters).fetchone()
-    if hasattr(connection, "fetchone"):  # a cursor
-        connection.execute(PUBLISH, parameters)
-        return connection.fetchone()
+        return _published(connection.execute_sql(statement, parameters))
+    if hasattr(connection, "fetchall"):  # a cursor
+        connection.execute(statement, parameters)
+        return _published(connection)
     if hasattr(connection, "cursor"):
-        with closing(connection.cursor()) as cursor:
-            cursor.execute(PUBLISH, parameters)
-            return cursor.fetchone()
+        # psycopg 3 may be set to make objects of any class from rows.
+        plain = {"row_factory": _plain_rows} if hasattr(connection, "row_factory") else {}
+        with closing(connection.cursor(**plain)) as cursor:
+            cursor.execute(statement, parameters)
+            return _published(cursor)
+    raise TypeError(f"cannot publish through {_a(connection)}")
+
+
+def _published(cursor: Any) -> list[Published]:
+    rows = (row.values() if isinstance(row, Mapping) else row for row in cursor.fetchall())
+    return [Published(f"evt_{event_id}", tasks) for event_id, tasks in rows]
+
+
+def _plain_rows(_cursor: Any) -> type[tuple[Any, ...]]:
+    return tuple
+
+
+def _a(connection: Any) -> str:
     kind = connection.__class__
-    raise TypeError(f"cannot publish through a {kind.__module__}.{kind.__qualname__}")
+    return f"a {kind.__module__}.{kind.__qualname__}"

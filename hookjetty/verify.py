@@ -3,6 +3,12 @@
 A receiver calls ``verify`` with the raw body, the headers and its endpoint's secret, before it
 looks at anything else. Standard library only, so the file can be copied into any project.
 
+    event = verify(body, headers, secrets)  # VerificationError: answer 400
+    if answer := challenge_response(event):
+        return answer  # as JSON: this is how an endpoint shows that it wants to be called
+    remember(event["id"], event)  # unless it is known; then answer 204 at once
+
+
 >>> secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 >>> body = b'{"test": 2432232314}'
 >>> headers = {
@@ -59,6 +65,8 @@ def verify(
         raise TypeError("verify needs the raw request body as bytes, not decoded or parsed")
     keys = [secret_bytes(one) for one in ([secret] if isinstance(secret, str) else secret)]
     message_id, timestamp_text, signatures = _signed_headers(headers)
+    if not message_id.isascii():  # what a server makes of bytes may not even be encodable
+        raise VerificationError("webhook-id is not ASCII")
     if not re.fullmatch(r"[0-9]{1,12}", timestamp_text):
         raise VerificationError("webhook-timestamp is not a whole number of seconds")
     timestamp = int(timestamp_text)
@@ -84,9 +92,11 @@ def verify(
 def challenge_response(body: bytes | Mapping[str, Any]) -> dict[str, str] | None:
     """What a receiver answers, as JSON with status 200, to show that an endpoint is its own.
 
-    ``None`` for every event that is not such a question. Takes what ``verify`` returned. Takes
-    the raw body too, for a receiver that does not know its secret yet while it is being
-    registered; the answer then discloses nothing but the challenge.
+    ``None`` for every event that is not such a question. Takes what ``verify`` returned: a
+    challenge is signed like any other request, and one that is signed wrongly may be sent on
+    purpose, to see whether the receiver checks. Takes the raw body too, for a receiver that does
+    not know its secret yet while it is being registered; the answer then discloses nothing but the
+    challenge.
     """
     try:
         event = json.loads(body) if isinstance(body, (bytes, bytearray)) else body

@@ -28,6 +28,11 @@ ALTER TABLE hookjetty.tenants
     ADD COLUMN events_per_second integer CHECK (events_per_second BETWEEN 1 AND 1000000),
     ADD COLUMN endpoints integer CHECK (endpoints BETWEEN 1 AND 1000);
 
+-- An event's data can be erased, and a test event is for one endpoint.
+ALTER TABLE hookjetty.events
+    ALTER COLUMN data DROP NOT NULL,
+    ADD COLUMN endpoint_id bigint;
+
 -- What is under way had its lease in an index; now it is in a table.
 CREATE TABLE hookjetty.leases (
     id        bigint PRIMARY KEY,

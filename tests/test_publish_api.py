@@ -302,14 +302,16 @@ def test_an_encoded_body_is_refused(publisher):
 
 
 def test_parameters_that_do_not_exist_are_refused_rather_than_ignored(publisher):
-    """Somebody who asks for ?dry_run=1 must not publish."""
-    answer = raw(publisher, json.dumps(event()), "/events?dry_run=1")
-    assert refusal(answer) == "dry_run: is not a parameter of this"
+    """Somebody who mistypes ?dry_run=1 must not publish."""
+    answer = raw(publisher, json.dumps(event()), "/events?dryrun=1")
+    assert refusal(answer) == "dryrun: is not a field of this; there are dry_run"
 
 
 def test_what_only_postgresql_refuses_is_a_400_with_its_reason(publisher, monkeypatch):
     """The function has the last word, whatever was checked before."""
-    monkeypatch.setattr("app.schemas.fields.EventType._deserialize", lambda _self, value, *_, **__: value)
+    monkeypatch.setattr(
+        "app.schemas.fields.EventType._deserialize", lambda _self, value, *_, **__: value
+    )
     batch = {"events": [event(), event(key="k"), event(type="a b")]}
     for path, body, field in (
         ("/events", event(type="a b"), "type"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import http.client
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -261,7 +262,7 @@ def test_a_second_instance_in_the_same_folder_is_refused(
 
 
 def test_keys_that_are_set_are_not_made_up(new_instance: Callable[..., Instance]) -> None:
-    instance = new_instance(HOOKJETTY_JWT_SECRET="s" * 40).start().ready()
+    instance = new_instance(HOOKJETTY_JWT_SECRET=secrets.token_hex(32)).start().ready()
     assert not (instance.var / "jwt_secret").exists()
     assert (instance.var / "secret_keys").exists()
 

@@ -33,8 +33,10 @@ TYPES = {
 READ_AS = {
     ("events", "data"): "json",
     ("events", "xid"): "xid8",
+    ("event_types", "schema"): "json",
+    ("event_types", "example"): "json",
     ("endpoints", "timeout_seconds"): "real",
-    ("erasures", "horizon"): "xid8",
+    ("tenant_erasures", "horizon"): "xid8",
 }
 
 

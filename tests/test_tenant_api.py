@@ -346,15 +346,6 @@ class TestRegisterEndpoint:
         assert (row["failures"], row["failing_since"]) == (0, None)
         assert row["version"] > version
 
-    def test_a_changed_url_needs_consent_again(self, owner):
-        made = register(owner)
-        set_state(made["endpoint_id"], status="active", handshake_at=None)
-        moved = {"endpoint_id": made["endpoint_id"], "url": "https://app/new"}
-        assert answered(owner.post("/endpoints", moved))["status"] == "pending"
-        row = endpoint_row(made["endpoint_id"])
-        assert row["handshake_at"] is not None
-        assert row["verified_at"] is None
-
     def test_a_url_of_another_of_the_tenants_endpoints_is_a_conflict(self, owner):
         first = register(owner)
         second = register(owner, url="https://app/other")

@@ -107,6 +107,8 @@ def test_bodies_small_large_and_not_ascii_verify_in_a_foreign_library_too(body):
         ({"webhook-signature": "v1,é\udc80"}, "does not match"),
         ({"webhook-id": MESSAGE_ID + "x"}, "does not match"),
         ({"webhook-timestamp": str(TIMESTAMP + 1)}, "does not match"),
+        ({"webhook-id": "msg_é"}, "webhook-id is not ASCII"),
+        ({"webhook-id": "msg_\udc80"}, "webhook-id is not ASCII"),
         ({"webhook-timestamp": "hello"}, "not a whole number"),
         ({"webhook-timestamp": f"{TIMESTAMP}.0"}, "not a whole number"),
         ({"webhook-timestamp": f"-{TIMESTAMP}"}, "not a whole number"),
@@ -178,6 +180,21 @@ def test_a_receiver_may_hold_several_secrets():
         verify(BODY, headers(), [OTHER_SECRET], now=TIMESTAMP)
     with pytest.raises(VerificationError, match="does not match"):
         verify(BODY, headers(), [], now=TIMESTAMP)
+
+
+def test_every_signature_is_compared_with_every_secret_whichever_matches(monkeypatch):
+    """How long it takes tells nothing about where a guess went wrong."""
+    compared = []
+
+    def compare_digest(one, other):
+        compared.append((one, other))
+        return one == other
+
+    monkeypatch.setattr("hookjetty.verify.hmac.compare_digest", compare_digest)
+    offered = f"{SIGNATURE} v1,AAAA v1,BBBB"
+    assert verify(BODY, headers(offered), [SECRET, OTHER_SECRET], now=TIMESTAMP)
+    ours = [sign(secret_bytes(one), MESSAGE_ID, TIMESTAMP, BODY) for one in (SECRET, OTHER_SECRET)]
+    assert compared == [(one.encode(), two.encode()) for one in ours for two in offered.split()]
 
 
 def test_the_headers_of_common_frameworks_are_understood():
@@ -255,6 +272,33 @@ def test_a_challenge_is_answered_with_its_value():
     answer = {"challenge_response": "A1b2_C3d4-E5f6g7"}
     assert challenge_response(CHALLENGE) == answer
     assert challenge_response(json.dumps(CHALLENGE).encode()) == answer
+
+
+def signed(event: dict, secret: str = SECRET) -> tuple[bytes, dict[str, str]]:
+    body = json.dumps(event).encode()
+    return body, headers(sign(secret_bytes(secret), MESSAGE_ID, TIMESTAMP, body))
+
+
+def test_a_challenge_is_verified_like_any_event():
+    """One that is signed wrongly is how the platform finds out who checks."""
+    body, sent = signed(CHALLENGE)
+    assert challenge_response(verify(body, sent, SECRET, now=TIMESTAMP))
+    wrongly = signed(CHALLENGE, OTHER_SECRET)[1]
+    unsigned = {name: value for name, value in sent.items() if name != "webhook-signature"}
+    for refused, now in ((wrongly, TIMESTAMP), (unsigned, TIMESTAMP), (sent, TIMESTAMP + 301)):
+        with pytest.raises(VerificationError):
+            verify(body, refused, SECRET, now=now)
+
+
+def test_an_operational_event_is_an_ordinary_event():
+    event = {
+        "id": "evt_1",
+        "type": "hookjetty.endpoint.disabled",
+        "timestamp": "2026-11-22T05:00:00.000Z",
+        "data": {"endpoint_id": "ep_7"},
+    }
+    assert verify(*signed(event), SECRET, now=TIMESTAMP) == event
+    assert challenge_response(event) is None
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,9 @@ A request goes through these steps, each a decorator of its view, in this order:
 
 Every failure is an ``errors.Error`` (``_as_error`` makes one of whatever else was raised), and the
 surface that the path belongs to renders it in its own dialect.
+
+Each decorator also notes on the view what it does (``noted``), and that is what the OpenAPI
+document says: a route is documented by being written.
 """
 
 from __future__ import annotations
@@ -37,7 +40,15 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from app import audit, errors, idempotency
 from app.auth import Principal, Tokens, bearer_token
-from app.db import SchemaMismatch, check_schema, claim_secret_keys, db, dependable, retrying
+from app.db import (
+    SchemaMismatch,
+    check_schema,
+    claim_secret_keys,
+    db,
+    dependable,
+    note_cluster,
+    retrying,
+)
 from app.endpoints import Registry
 from app.ingest import RAISED
 from app.ratelimit import Limits
@@ -55,7 +66,12 @@ DISCARDED_AT_A_TIME = 64 * 1024
 # its threads.
 HANDSHAKE_WAITS = 2
 
+# Where flask-smorest's decorators, and so ours, note what they do.
+NOTES = "_apidoc"
+
 View = Callable[..., Any]
+# From who calls to the tenant who does, or 0.
+Owner = Callable[[Principal], int]
 # From an answer, and whether it is a repeat, to the answer that is sent.
 Completion = Callable[[dict[str, Any], bool], dict[str, Any]]
 
@@ -87,6 +103,7 @@ class Service:
         if not self.is_checked:
             check_schema()
             claim_secret_keys(self.registry.vault.fingerprints)
+            note_cluster()
             self.is_checked = True
 
 
@@ -100,7 +117,7 @@ def service() -> Service:
 
 
 def called_by(
-    owner_of: Callable[[Principal], int],
+    owner_of: Owner,
     *limits: Callable[[Limits, int], None],
     at_most_bytes: int = MAX_BODY_BYTES,
 ) -> Callable[[View], View]:
@@ -113,6 +130,8 @@ def called_by(
 
     def decorate(view: View) -> View:
         takes_query = any(each["in"] == "query" for each in _documented_arguments(view))
+        noted(view, caller=owner_of, at_most_bytes=at_most_bytes)
+        counting(*limits)(view)
 
         @wraps(view)
         def guarded(*args: Any, **kwargs: Any) -> Any:
@@ -130,6 +149,50 @@ def called_by(
         return guarded
 
     return decorate
+
+
+def noted(view: View, **facts: Any) -> None:
+    """Note on a view, for its documentation, what a decorator around it does.
+
+    In flask-smorest's own place for that, which ``functools.wraps`` takes along.
+    """
+    setattr(view, NOTES, notes(view) | facts)
+
+
+def notes(view: View) -> dict[str, Any]:
+    """What the decorators of a view noted about it."""
+    found: dict[str, Any] = getattr(view, NOTES, {})
+    return found
+
+
+def lets_in(**scopes: str | None) -> Callable[[Owner], Owner]:
+    """Note whose tokens an ``owner_of`` accepts, by role, and the scope that each needs."""
+
+    def note(owner_of: Owner) -> Owner:
+        owner_of.lets_in = scopes  # type: ignore[attr-defined]
+        return owner_of
+
+    return note
+
+
+def counting(*limits: Callable[..., None]) -> Callable[[View], View]:
+    """Note that a view counts these methods of ``Limits``, for a decorator that does so."""
+
+    def note(view: View) -> View:
+        noted(view, limits=(*notes(view).get("limits", ()), *limits))
+        return view
+
+    return note
+
+
+def may_answer(*codes: str) -> Callable[[View], View]:
+    """Note error codes that no decorator tells of, and neither do the view's ids."""
+
+    def note(view: View) -> View:
+        noted(view, codes=codes)
+        return view
+
+    return note
 
 
 @contextmanager
@@ -162,8 +225,7 @@ def _may_be_repeat() -> bool:
 
 def _documented_arguments(view: View) -> list[dict[str, Any]]:
     """What the ``arguments`` decorators below said about themselves."""
-    documented = getattr(view, "_apidoc", {}).get("arguments", {})
-    found: list[dict[str, Any]] = documented.get("parameters", [])
+    found: list[dict[str, Any]] = notes(view).get("arguments", {}).get("parameters", [])
     return found
 
 
@@ -220,8 +282,9 @@ class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]  # it has no typ
         def route(self, rule: str, **options: Any) -> Callable[[View], View]: ...
         def arguments(self, schema: Schema, **options: Any) -> Callable[[View], View]: ...
         def response(
-            self, status_code: int, schema: Schema | None = None, **options: Any
+            self, status_code: int, schema: Schema | dict[str, Any] | None = None, **options: Any
         ) -> Callable[[View], View]: ...
+        def alt_response(self, status_code: int, **options: Any) -> Callable[[View], View]: ...
 
 
 def body() -> bytes:
@@ -279,6 +342,7 @@ def idempotent(
                 response.headers["Idempotent-Replayed"] = "true"
             return _completed(response, then, is_repeat=answer.is_repeat)
 
+        noted(once, idempotent=True)
         return once
 
     return decorate
@@ -347,8 +411,13 @@ def link_to_next(next_cursor: str | None) -> dict[str, str]:
 
 def with_text(answer: Mapping[str, Any], name: str, text: str) -> Response:
     """An answer with one more member, whose value is JSON text that must stay as it is."""
+    return Response(text_with(answer, name, text) + "\n", mimetype="application/json")
+
+
+def text_with(answer: Mapping[str, Any], name: str, text: str) -> str:
+    """The same as text."""
     head = _json(answer).removesuffix("}\n")
-    return Response(f'{head},"{name}":{text}}}\n', mimetype="application/json")
+    return f'{head}{"," if answer else ""}"{name}":{text}}}'
 
 
 def _json(value: Any) -> str:
@@ -363,6 +432,7 @@ def _json(value: Any) -> str:
 class Dialect:
     """How the surface below a prefix words its errors: the body for an error and a status."""
 
+    name: str
     prefix: str
     render: Callable[[errors.Error, int], dict[str, Any]]
 
@@ -374,9 +444,25 @@ class Dialect:
 class Api(flask_smorest.Api):  # type: ignore[misc]  # it has no types
     """flask-smorest's registry, without its own error handler, which is for the whole app."""
 
+    DEFAULT_ERROR_RESPONSE_NAME = None  # no error goes without saying: documentation.py
+
+    def init_app(self, app: Flask, **options: Any) -> None:
+        """Let the fields say in the document what they accept and give."""
+        super().init_app(app, **options)
+        self.ma_plugin.converter.add_attribute_function(_described)
+
     def handle_http_exception(self, error: HTTPException) -> Response:
         """An error that Flask itself found, such as an unknown path."""
         return _answer_error(error)
+
+
+def _described(_converter: Any, field: Any, ret: dict[str, Any]) -> dict[str, Any]:
+    """What a field of ours says of itself, beside and instead of what apispec says of its class."""
+    described = {**getattr(field, "described", {}), **field.metadata}
+    for name, value in described.items():
+        if value is None:
+            ret.pop(name, None)
+    return {name: value for name, value in described.items() if value is not None}
 
 
 def install(app: Flask, dialects: Iterable[Dialect]) -> None:

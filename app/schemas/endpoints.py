@@ -6,14 +6,24 @@ from marshmallow import fields, validate
 
 from app.models import ENDPOINT_STATUSES
 from app.schemas.base import Body, Outgoing
-from app.schemas.fields import Patterns, PrefixedId, Secret, Text, Time, Url, one_of
+from app.schemas.fields import Patterns, PrefixedId, Secret, Text, Time, Url, next_cursor, one_of
 
 
 class Registration(Body):
     """tenant-api.md, Register Endpoint. What is absent stays as it is."""
 
-    url = Url(metadata={"description": "Required for a new endpoint."})
-    events = Patterns(metadata={"description": "Wanted event types; all of them when absent."})
+    url = Url(
+        metadata={
+            "description": "Required for a new endpoint.",
+            "example": "https://app.example.com/hook",
+        }
+    )
+    events = Patterns(
+        metadata={
+            "description": "Wanted event types; all of them when absent.",
+            "example": ["export.done"],
+        }
+    )
     secret = Secret(metadata={"description": "Signs its deliveries; made up when absent."})
     endpoint_id = PrefixedId("ep", metadata={"description": "Selects one, to change its URL."})
 
@@ -21,8 +31,10 @@ class Registration(Body):
 class Verification(Outgoing):
     """How a pending endpoint's handshake stands."""
 
-    failure = Text(metadata={"description": "Why the last challenge failed; null: none did."})
-    next_try_at = Time()
+    failure = Text(
+        allow_none=True, metadata={"description": "Why the last challenge failed; null: none did."}
+    )
+    next_try_at = Time(allow_none=True)
 
 
 class EndpointState(Outgoing):
@@ -62,4 +74,4 @@ class EndpointPage(Outgoing):
     """A page of a tenant's endpoints."""
 
     items = fields.List(fields.Nested(EndpointItem()))
-    next_cursor = Text()
+    next_cursor = next_cursor()

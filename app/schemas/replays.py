@@ -38,4 +38,4 @@ class ReplayItem(Outgoing):
     events = fields.Integer(metadata={"description": "Looked at so far."})
     tasks = fields.Integer(metadata={"description": "Made so far."})
     created_at = Time()
-    finished_at = Time()
+    finished_at = Time(allow_none=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from datetime import datetime
 from typing import Any
 
 from marshmallow import ValidationError, fields, validate, validates_schema
@@ -11,26 +9,21 @@ from marshmallow import ValidationError, fields, validate, validates_schema
 from app.auth import PUBLISH, READ, WRITE
 from app.models import TASK_STATUSES, TENANT_LIMITS
 from app.schemas.base import Body, Outgoing, PageQuery, Query
-from app.schemas.fields import Id, Patterns, Secret, Text, TextId, Time, Url, one_of, reworded
+from app.schemas.fields import (
+    Id,
+    Moment,
+    Patterns,
+    Secret,
+    Text,
+    TextId,
+    Time,
+    Url,
+    one_of,
+    reworded,
+)
 
 LONGEST_PORTAL_SECONDS = 3600
 PORTAL_SECONDS = 900
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)", re.ASCII)
-
-
-class Moment(fields.DateTime):
-    """A time in a query string (RFC 3339)."""
-
-    default_error_messages = reworded
-
-    def _deserialize(self, value: Any, *_args: Any, **_kwargs: Any) -> datetime:
-        text = value.upper()
-        try:
-            if _TIME.fullmatch(text):
-                return datetime.fromisoformat(text)
-        except ValueError:
-            pass
-        raise ValidationError("must be a time such as 2025-10-05T06:00:00Z")
 
 
 class Whole(fields.Integer):
@@ -52,20 +45,20 @@ class Whole(fields.Integer):
 class TenantNamed(Body):
     """A tenant that something is done about."""
 
-    tenant_id = Id(required=True, metadata={"description": "The tenant.", "example": 7})
+    tenant_id = Id(required=True, metadata={"description": "The tenant."})
 
 
 class OneTenant(Query):
     """The tenant that is asked about."""
 
-    tenant_id = TextId(required=True, metadata={"description": "The tenant.", "example": 7})
+    tenant_id = TextId(required=True, metadata={"description": "The tenant."})
 
 
 def _own_limit(name: str, description: str) -> Whole:
     return Whole(
         TENANT_LIMITS[name],
         allow_none=True,
-        metadata={"description": f"{description} null: as for everybody.", "example": 50},
+        metadata={"description": f"{description} null: as for everybody.", "examples": [50]},
     )
 
 
@@ -91,21 +84,23 @@ class LimitsWanted(TenantNamed):
 class TenantLimits(Outgoing):
     """The limits that hold for a tenant."""
 
-    requests_per_second = fields.Integer(metadata={"example": 10})
-    registrations_per_minute = fields.Integer(metadata={"example": 30})
-    replays_per_minute = fields.Integer(metadata={"example": 6})
-    events_per_second = fields.Integer(metadata={"example": 1000})
-    endpoints = fields.Integer(metadata={"example": 100})
+    requests_per_second = fields.Integer(metadata={"examples": [10]})
+    registrations_per_minute = fields.Integer(metadata={"examples": [30]})
+    replays_per_minute = fields.Integer(metadata={"examples": [6]})
+    events_per_second = fields.Integer(metadata={"examples": [1000]})
+    endpoints = fields.Integer(metadata={"examples": [100]})
 
 
 class OwnLimits(TenantLimits):
     """Those of them that are the tenant's own."""
 
+    where_it_applies = tuple(TENANT_LIMITS)
+
 
 class TenantItem(Outgoing):
     """A tenant."""
 
-    id = fields.Integer(attribute="tenant.id", metadata={"example": 7})
+    id = Id(attribute="tenant.id")
     created_at = Time(
         attribute="tenant.created_at",
         metadata={"description": "When it first had an endpoint or a limit of its own."},
@@ -120,32 +115,33 @@ class TenantItem(Outgoing):
 class ErasureQuery(PageQuery):
     """Which erasures."""
 
-    tenant_id = TextId(metadata={"description": "Of this tenant alone.", "example": 7})
+    tenant_id = TextId(metadata={"description": "Of this tenant alone."})
 
 
 class ErasureItem(Outgoing):
     """A request to delete all that is known of a tenant, how far it has come, and its report."""
 
-    id = fields.Integer(metadata={"example": 3})
-    tenant_id = fields.Integer(metadata={"example": 7})
+    id = Id()
+    tenant_id = Id()
     status = one_of(("running", "finished"))
     created_at = Time(metadata={"description": "The moment up to which everything goes."})
-    finished_at = Time(metadata={"description": "null while it is running."})
+    finished_at = Time(allow_none=True, metadata={"description": "null while it is running."})
     round = fields.Integer(
         metadata={"description": "The tables are gone through again until nothing is found."}
     )
     deleted = fields.Dict(
         keys=Text(),
         values=fields.Integer(),
-        metadata={"description": "Rows deleted so far, by table.", "example": {"events": 1200}},
+        metadata={"description": "Rows deleted so far, by table.", "examples": [{"events": 1200}]},
     )
     left = fields.Dict(
         keys=Text(),
         values=fields.Integer(),
+        allow_none=True,
         metadata={
             "description": "Rows that the last round still found, by table: none. null while it"
             " is running.",
-            "example": {"events": 0},
+            "examples": [{"events": 0}],
         },
     )
 
@@ -153,14 +149,14 @@ class ErasureItem(Outgoing):
 class AuditQuery(PageQuery):
     """Which actions."""
 
-    tenant_id = TextId(metadata={"description": "On this tenant's things.", "example": 7})
+    tenant_id = TextId(metadata={"description": "On this tenant's things."})
     actor = Text(
         validate=validate.Length(1, 255, error="must have 1 to 255 characters"),
-        metadata={"description": "By the bearer of tokens with this `sub`.", "example": "ada"},
+        metadata={"description": "By the bearer of tokens with this `sub`.", "examples": ["ada"]},
     )
     action = Text(
         validate=validate.Length(1, 255, error="must have 1 to 255 characters"),
-        metadata={"description": "This operation.", "example": "delete_endpoint"},
+        metadata={"description": "This operation.", "examples": ["delete_endpoint"]},
     )
     since = Moment(data_key="from", metadata={"description": "Then or later (RFC 3339)."})
     until = Moment(data_key="to", metadata={"description": "Before that (RFC 3339)."})
@@ -169,18 +165,24 @@ class AuditQuery(PageQuery):
 class AuditItem(Outgoing):
     """Something a person did."""
 
-    id = fields.Integer(metadata={"example": 244175641309186})
+    id = Id(metadata={"examples": [244175641309186]})
     created_at = Time()
     tenant_id = fields.Integer(
-        metadata={"description": "Whose things; 0: the operator's, null: nobody's.", "example": 7}
+        allow_none=True,
+        metadata={"description": "Whose things; 0: the operator's, null: nobody's."},
     )
-    actor = Text(metadata={"description": "The token's `sub`.", "example": "ada"})
+    actor = Text(metadata={"description": "The token's `sub`.", "examples": ["ada"]})
     role = one_of(("admin", "service", "tenant"))
-    action = Text(metadata={"description": "The operation.", "example": "delete_endpoint"})
-    object = Text(metadata={"description": "What it was done to.", "example": "ep_7"})
-    address = Text(metadata={"description": "The connection's other side.", "example": "192.0.2.7"})
+    action = Text(metadata={"description": "The operation.", "examples": ["delete_endpoint"]})
+    object = Text(
+        allow_none=True, metadata={"description": "What it was done to.", "examples": ["ep_7"]}
+    )
+    address = Text(
+        allow_none=True,
+        metadata={"description": "The connection's other side.", "examples": ["192.0.2.7"]},
+    )
     request_id = Text(metadata={"description": "X-Request-Id, given or made up."})
-    status_code = fields.Integer(metadata={"description": "What was answered.", "example": 200})
+    status_code = fields.Integer(metadata={"description": "What was answered.", "examples": [200]})
 
 
 class PortalTokenWanted(TenantNamed):
@@ -189,13 +191,13 @@ class PortalTokenWanted(TenantNamed):
     ttl_seconds = Whole(
         LONGEST_PORTAL_SECONDS,
         load_default=PORTAL_SECONDS,
-        metadata={"description": "How long it holds.", "example": PORTAL_SECONDS},
+        metadata={"description": "How long it holds.", "examples": [PORTAL_SECONDS]},
     )
     scope = Text(
         load_default=f"{READ} {WRITE}",
         metadata={
             "description": f"What it may do: `{READ}`, `{WRITE}` or both. Never publish.",
-            "example": READ,
+            "examples": [READ],
         },
     )
 
@@ -212,9 +214,9 @@ class PortalTokenWanted(TenantNamed):
 class PortalToken(Outgoing):
     """A token that acts for a tenant."""
 
-    tenant_id = fields.Integer(metadata={"example": 7})
+    tenant_id = Id()
     token = Text(metadata={"description": "A JSON Web Token; shown once."})
-    scope = Text(metadata={"example": f"{READ} {WRITE}"})
+    scope = Text(metadata={"examples": [f"{READ} {WRITE}"]})
     expires_at = Time()
 
 
@@ -225,7 +227,7 @@ class OperatorRegistration(Body):
     events = Patterns(
         metadata={
             "description": "Wanted types; all operational events when absent, or with `*`.",
-            "example": ["hookjetty.endpoint.*"],
+            "examples": [["hookjetty.endpoint.*"]],
         }
     )
     secret = Secret(metadata={"description": "Signs its deliveries; made up when absent."})
@@ -235,4 +237,4 @@ class OperatorTaskQuery(PageQuery):
     """Which of the operator's tasks."""
 
     status = one_of(TASK_STATUSES)
-    endpoint_id = TextId(metadata={"description": "Of this endpoint alone.", "example": 7})
+    endpoint_id = TextId(metadata={"description": "Of this endpoint alone."})

@@ -10,6 +10,7 @@ from app import audit
 from app.blueprints.admin.surface import an_admin, blueprint
 from app.blueprints.common import called_by, link_to_next
 from app.schemas.base import enveloped
+from app.schemas.fields import next_cursor
 from app.schemas.tenants import AuditItem, AuditQuery
 
 blp = blueprint("audit", "What people did.")
@@ -20,7 +21,7 @@ blp = blueprint("audit", "What people did.")
 @blp.arguments(AuditQuery(), location="query")
 @blp.response(
     200,
-    enveloped("Actions", fields.List(fields.Nested(AuditItem())), next_cursor=fields.String()),
+    enveloped("Actions", fields.List(fields.Nested(AuditItem())), next_cursor=next_cursor()),
 )
 def list_actions(_owner: int, wanted: dict[str, Any]) -> Any:
     """List what people did

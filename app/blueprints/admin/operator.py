@@ -12,6 +12,7 @@ from app.models import OPERATOR, Endpoint
 from app.pages import page_of_tasks
 from app.schemas.admin import AdminEndpoint, AdminEndpointCreated, AdminTask
 from app.schemas.base import enveloped
+from app.schemas.fields import next_cursor
 from app.schemas.tenants import OperatorRegistration, OperatorTaskQuery
 
 blp = blueprint("operator", "Who hears of every tenant's operational events.")
@@ -46,9 +47,7 @@ def list_operator_endpoints(_owner: int) -> Any:
 @blp.arguments(OperatorTaskQuery(), location="query")
 @blp.response(
     200,
-    enveloped(
-        "OperatorTasks", fields.List(fields.Nested(AdminTask())), next_cursor=fields.String()
-    ),
+    enveloped("OperatorTasks", fields.List(fields.Nested(AdminTask())), next_cursor=next_cursor()),
 )
 def list_operator_tasks(_owner: int, wanted: dict[str, Any]) -> Any:
     """List the operator's tasks

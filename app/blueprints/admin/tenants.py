@@ -10,8 +10,9 @@ from marshmallow import fields
 
 from app import errors, tenants
 from app.blueprints.admin.surface import an_admin, blueprint
-from app.blueprints.common import called_by, idempotent, link_to_next, service
+from app.blueprints.common import called_by, idempotent, link_to_next, may_answer, service
 from app.schemas.base import PageQuery, enveloped
+from app.schemas.fields import next_cursor
 from app.schemas.tenants import (
     ErasureItem,
     ErasureQuery,
@@ -32,7 +33,7 @@ blp = blueprint("tenants", "Customers of the platform.")
 @blp.arguments(PageQuery(), location="query")
 @blp.response(
     200,
-    enveloped("Tenants", fields.List(fields.Nested(TenantItem())), next_cursor=fields.String()),
+    enveloped("Tenants", fields.List(fields.Nested(TenantItem())), next_cursor=next_cursor()),
 )
 def list_tenants(_owner: int, wanted: dict[str, Any]) -> Any:
     """List the tenants
@@ -46,6 +47,7 @@ def list_tenants(_owner: int, wanted: dict[str, Any]) -> Any:
 
 @blp.route("/tenants/detail", methods=["GET"])
 @called_by(an_admin)
+@may_answer("not_found")
 @blp.arguments(OneTenant(), location="query")
 @blp.response(200, enveloped("Tenant", fields.Nested(TenantItem())))
 def read_tenant(_owner: int, wanted: dict[str, Any]) -> Any:
@@ -117,7 +119,7 @@ def erase_tenant(_owner: int, wanted: dict[str, Any]) -> Any:
 @blp.arguments(ErasureQuery(), location="query")
 @blp.response(
     200,
-    enveloped("Erasures", fields.List(fields.Nested(ErasureItem())), next_cursor=fields.String()),
+    enveloped("Erasures", fields.List(fields.Nested(ErasureItem())), next_cursor=next_cursor()),
 )
 def list_erasures(_owner: int, wanted: dict[str, Any]) -> Any:
     """List the erasures of tenants

@@ -46,6 +46,7 @@ def with_present_state(answer: dict[str, Any], is_repeat: bool) -> dict[str, Any
 @blp.arguments(Registration())
 @idempotent(answers_secret=True, then=with_present_state)
 @blp.response(201, EndpointRegistered())
+@blp.alt_response(200, schema=EndpointRegistered(), success=True)
 def register_endpoint(tenant_id: int, wanted: dict[str, Any]) -> Any:
     """Create or update an endpoint
 

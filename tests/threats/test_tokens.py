@@ -1,4 +1,7 @@
-"""Tokens: only what our keys signed, for us, in time, counts; everything else is a 401."""
+"""Tokens: only what our keys signed, for us, in time, counts; everything else is a 401.
+
+J1 to J6 of the threats.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +12,27 @@ import json
 import socket
 import threading
 import time
+from collections.abc import Iterator
 
 import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from flask import Flask
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as some
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
 from app import auth, errors, settings
+from app.db import db
+from app.wsgi import create_app
+from tests.conftest import ADMIN_PREFIX, JWT_SECRET, SECRET_KEY, TENANT_PREFIX
 
 # No deadline for one example: the machine may be busy with something else.
 unhurried = hypothesis_settings(deadline=None)
 
-SECRET = "a shared secret of more than 32 bytes"
+SECRET = JWT_SECRET
 NOW = 1_763_000_000
 
 
@@ -100,14 +108,14 @@ def test_a_scope_claim_is_all_there_is(tokens, scope, scopes):
     assert tokens.verify(token_with(scope=scope), now=NOW).scopes == scopes
 
 
-def test_an_admin_is_one_without_a_tenant(tokens):
+def test_j6_an_admin_is_one_without_a_tenant(tokens):
     admin = tokens.verify(token_with(role="admin", tenant_id=...), now=NOW)
     assert admin.is_admin
     assert admin.tenant_id is None
     assert not admin.may("webhooks:read")
 
 
-def test_a_tenants_token_is_no_admin_and_no_service_whatever_role_it_claims(tokens):
+def test_j6_a_tenants_token_is_no_admin_and_no_service_whatever_role_it_claims(tokens):
     for claims in ({"role": "admin"}, {"role": "service"}, {"roles": ["admin"]}, {"admin": True}):
         principal = tokens.verify(token_with(**claims), now=NOW)
         assert principal.tenant_id == 7
@@ -116,7 +124,7 @@ def test_a_tenants_token_is_no_admin_and_no_service_whatever_role_it_claims(toke
 
 
 @pytest.mark.parametrize("role", ["Admin", "ADMIN", "admin ", "\uff41dmin", "administrator", ""])
-def test_a_role_that_only_looks_like_admin_is_not(tokens, role):
+def test_j6_a_role_that_only_looks_like_admin_is_not(tokens, role):
     assert not tokens.verify(token_with(role=role, tenant_id=...), now=NOW).is_admin
 
 
@@ -133,7 +141,7 @@ def test_a_service_publishes_only_with_the_scope(tokens):
     [True, False, "7", "", None, [7], ["a", "b"], {"$ne": 1}, 7.0, 0, -7, 2**53, 10**30],
     ids=str,
 )
-def test_a_tenant_is_an_integer_from_1_to_2_to_the_53_less_1(tokens, tenant_id):
+def test_j6_a_tenant_is_an_integer_from_1_to_2_to_the_53_less_1(tokens, tenant_id):
     assert "tenant_id" in refusal(tokens, token_with(tenant_id=tenant_id))
 
 
@@ -172,29 +180,29 @@ def test_the_claims_may_have_the_names_the_platform_gives_them():
 
 @pytest.mark.parametrize("claim", ["exp", "sub", "aud"])
 @pytest.mark.parametrize("value", [..., None, [], {}, True, ""], ids=str)
-def test_expiry_subject_and_audience_are_required_in_their_form(tokens, claim, value):
+def test_j3_expiry_subject_and_audience_are_required_in_their_form(tokens, claim, value):
     assert claim in refusal(tokens, token_with(**{claim: value}))
 
 
 @pytest.mark.parametrize("exp", [NOW, NOW - 1, 0, NOW - 0.5])
-def test_a_token_ends_at_its_expiry(tokens, exp):
+def test_j3_a_token_ends_at_its_expiry(tokens, exp):
     assert refusal(tokens, token_with(exp=exp)) == "the token has expired"
     assert tokens.verify(token_with(exp=NOW + 0.5), now=NOW)
 
 
 @pytest.mark.parametrize("literal", [b'"9999999999"', b"1e400", b"1e200000", b"NaN", b"9" * 5000])
-def test_an_expiry_that_is_no_time_is_refused(tokens, literal):
+def test_j3_an_expiry_that_is_no_time_is_refused(tokens, literal):
     payload = b'{"sub":"alice","aud":"hookjetty","tenant_id":7,"exp":%b}' % literal
     refusal(tokens, signed({"alg": "HS256"}, payload))
 
 
 @pytest.mark.parametrize("exp", [NOW * 1000, 10**18, 10**30, -1])
-def test_an_expiry_in_milliseconds_is_refused_instead_of_lasting_for_ever(tokens, exp):
+def test_j3_an_expiry_in_milliseconds_is_refused_instead_of_lasting_for_ever(tokens, exp):
     assert "seconds since 1970" in refusal(tokens, token_with(exp=exp))
 
 
 @pytest.mark.parametrize("claim", ["nbf", "iat"])
-def test_a_token_from_the_future_is_refused_but_clocks_may_differ_a_little(tokens, claim):
+def test_j3_a_token_from_the_future_is_refused_but_clocks_may_differ_a_little(tokens, claim):
     assert tokens.verify(token_with(**{claim: NOW + 10}), now=NOW)
     assert "not valid yet" in refusal(tokens, token_with(**{claim: NOW + 11}))
     for value in ("1", None, [], True):
@@ -202,7 +210,7 @@ def test_a_token_from_the_future_is_refused_but_clocks_may_differ_a_little(token
 
 
 @pytest.mark.parametrize("audience", ["other", "Hookjetty", ["other"], [["hookjetty"]], 7])
-def test_a_token_for_someone_else_is_refused(tokens, audience):
+def test_j3_a_token_for_someone_else_is_refused(tokens, audience):
     assert "aud" in refusal(tokens, token_with(aud=audience))
 
 
@@ -210,14 +218,14 @@ def test_a_token_may_be_for_several_audiences_if_we_are_one(tokens):
     assert tokens.verify(token_with(aud=["billing", "hookjetty"]), now=NOW)
 
 
-def test_the_issuer_counts_where_the_settings_name_one():
+def test_j3_the_issuer_counts_where_the_settings_name_one():
     tokens = auth.Tokens(settings_with(JWT_SECRET=SECRET, JWT_ISSUER="https://id.example.com"))
     assert tokens.verify(token_with(iss="https://id.example.com"), now=NOW)
     for issuer in (..., None, "https://id.example.org", ["https://id.example.com"]):
         assert "iss" in refusal(tokens, token_with(iss=issuer))
 
 
-def test_a_claim_that_is_there_twice_is_refused(tokens):
+def test_j3_a_claim_that_is_there_twice_is_refused(tokens):
     payload = b'{"sub":"a","aud":"hookjetty","exp":%d,"tenant_id":7,"tenant_id":8}' % (NOW + 60)
     assert "payload" in refusal(tokens, signed({"alg": "HS256"}, payload))
 
@@ -244,7 +252,7 @@ def test_a_token_in_which_one_character_changed_is_refused(tokens, data):
 @pytest.mark.parametrize(
     "algorithm", ["none", "None", "nOnE", "NONE", "HS384", "HS512", "hs256", ""]
 )
-def test_another_algorithm_than_the_settings_name_is_refused(tokens, algorithm):
+def test_j1_another_algorithm_than_the_settings_name_is_refused(tokens, algorithm):
     payload = {"sub": "alice", "aud": "hookjetty", "exp": NOW + 60, "tenant_id": 7}
     assert "algorithm" in refusal(tokens, signed({"alg": algorithm}, payload))
     unsigned = signed({"alg": algorithm}, payload).rpartition(".")[0] + "."
@@ -252,17 +260,17 @@ def test_another_algorithm_than_the_settings_name_is_refused(tokens, algorithm):
 
 
 @pytest.mark.parametrize("algorithm", [None, 1, True, [], ["HS256"], {"alg": "HS256"}], ids=str)
-def test_an_algorithm_that_is_no_string_is_refused(tokens, algorithm):
+def test_j1_an_algorithm_that_is_no_string_is_refused(tokens, algorithm):
     assert "algorithm" in refusal(tokens, signed({"alg": algorithm}, {}))
 
 
 @pytest.mark.parametrize("crit", [["exp"], ["b64"], [], None, "exp", 1], ids=str)
-def test_critical_extensions_are_refused(tokens, crit):
+def test_j3_critical_extensions_are_refused(tokens, crit):
     header = {"alg": "HS256", "crit": crit, "exp": 1, "b64": False}
     assert "critical" in refusal(tokens, signed(header, {}))
 
 
-def test_an_unencoded_payload_is_refused(tokens):
+def test_j3_an_unencoded_payload_is_refused(tokens):
     refusal(tokens, signed({"alg": "HS256", "b64": False}, {}))
 
 
@@ -310,7 +318,7 @@ def test_each_kind_of_public_key_verifies_with_and_without_its_name(jwks, privat
     assert "signature" in refusal(tokens, by_private_key(algorithm, stranger, algorithm))
 
 
-def test_a_public_key_used_as_a_shared_secret_is_refused(jwks, private_keys):
+def test_j2_a_public_key_used_as_a_shared_secret_is_refused(jwks, private_keys):
     """The HS/RS confusion: everybody knows the public key (GHSA-ffqj-6fqr-9h24)."""
     tokens = auth.Tokens(settings_with(JWT_JWKS=str(jwks)))
     public = private_keys["RS256"].public_key()
@@ -332,13 +340,13 @@ def test_the_settings_choose_among_the_keys(jwks, private_keys):
     assert "algorithm" in refusal(tokens, by_private_key("RS256", private_keys["RS256"], "RS256"))
 
 
-def test_a_key_verifies_its_own_algorithm_only(jwks, private_keys):
+def test_j2_a_key_verifies_its_own_algorithm_only(jwks, private_keys):
     tokens = auth.Tokens(settings_with(JWT_JWKS=str(jwks)))
     for kid in ("RS256", "EdDSA"):
         refusal(tokens, by_private_key("ES256", private_keys["ES256"], kid))
 
 
-def test_the_kid_is_a_name_in_the_file_and_nothing_else(jwks, private_keys, tmp_path):
+def test_j2_the_kid_is_a_name_in_the_file_and_nothing_else(jwks, private_keys, tmp_path):
     """No path, no query, no URL that someone fetches, and no key that the token brings along."""
     canary = socket.create_server(("127.0.0.1", 0))
     canary.settimeout(0)
@@ -358,7 +366,7 @@ def test_the_kid_is_a_name_in_the_file_and_nothing_else(jwks, private_keys, tmp_
 
 
 @pytest.mark.parametrize("kid", [None, 1, True, [], {}], ids=str)
-def test_a_kid_that_is_no_string_is_refused(tokens, kid):
+def test_j2_a_kid_that_is_no_string_is_refused(tokens, kid):
     assert "kid" in refusal(tokens, signed({"alg": "HS256", "kid": kid}, {}))
 
 
@@ -494,7 +502,7 @@ def test_keys_for_other_purposes_are_passed_over(tmp_path, private_keys):
     ],
     ids=lambda token: f"{token[:12]!a} {len(token)}",
 )
-def test_a_text_that_is_no_token_is_refused_at_once(tokens, token):
+def test_j4_a_text_that_is_no_token_is_refused_at_once(tokens, token):
     started = time.thread_time()
     refusal(tokens, token)
     assert time.thread_time() - started < 0.1  # a few microseconds; machines differ
@@ -522,12 +530,12 @@ def test_a_text_that_is_no_token_is_refused_at_once(tokens, token):
     ],
     ids=lambda part: f"{part[:24]!r}",
 )
-def test_a_header_or_payload_that_no_reader_agrees_on_is_refused(tokens, part):
+def test_j4_a_header_or_payload_that_no_reader_agrees_on_is_refused(tokens, part):
     refusal(tokens, signed(part, b"{}"))
     refusal(tokens, signed({"alg": "HS256"}, part))
 
 
-def test_a_token_longer_than_8_kib_is_not_even_read(tokens):
+def test_j4_a_token_longer_than_8_kib_is_not_even_read(tokens):
     good = token_with(sub="a" * 5900)
     assert 7900 < len(good) <= 8192
     assert tokens.verify(good, now=NOW)
@@ -553,7 +561,7 @@ claims = some.dictionaries(
     header=some.binary(max_size=60) | claims.map(lambda found: found | {"alg": "HS256"}),
     payload=some.binary(max_size=60) | claims,
 )
-def test_whatever_a_signed_token_says_it_is_accepted_or_unauthorized(tokens, header, payload):
+def test_j4_whatever_a_signed_token_says_it_is_accepted_or_unauthorized(tokens, header, payload):
     try:
         principal = tokens.verify(signed(header, payload), now=NOW)
     except errors.Error as refused:
@@ -659,7 +667,7 @@ def test_without_any_key_there_is_nothing_to_verify_with():
         auth.Tokens(settings_with())
 
 
-def test_a_public_key_given_as_the_shared_secret_stops_the_start(private_keys):
+def test_j2_a_public_key_given_as_the_shared_secret_stops_the_start(private_keys):
     public = private_keys["RS256"].public_key()
     pem = public.public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
@@ -693,7 +701,179 @@ def test_the_token_is_what_follows_bearer(header):
         "Bearer a b",
     ],
 )
-def test_anything_else_is_unauthorized_and_says_what_to_send(header):
+def test_j4_anything_else_is_unauthorized_and_says_what_to_send(header):
     with pytest.raises(errors.Error, match="Authorization: Bearer <token>") as caught:
         auth.bearer_token(header)
     assert caught.value.code == "unauthorized"
+
+
+# Through the API. ---------------------------------------------------------------------------------
+
+
+def crafted_tokens(secret: str, public_key: rsa.RSAPublicKey, url: str) -> Iterator[bytes]:
+    """What attackers send in place of a token; ``secret`` is the true one, ``url`` a canary's."""
+    now = int(time.time())
+    good = {"sub": "a", "aud": "hookjetty", "exp": now + 60, "tenant_id": 7, "role": "admin"}
+    hs256 = {"alg": "HS256", "typ": "JWT"}
+    pem = public_key.public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    attacker = rsa.generate_private_key(65537, 2048)
+    embedded = RSAAlgorithm.to_jwk(attacker.public_key(), as_dict=True)
+
+    def true(header: bytes | dict, payload: bytes | dict) -> bytes:
+        return signed(header, payload, secret).encode()
+
+    # J1: none, in every spelling, with a signature, with an empty one, and without the last dot.
+    for algorithm in ("none", "None", "NONE", "nOnE", "none ", "", None, 0, ["HS256"], "HS512"):
+        token = true({"alg": algorithm}, good)
+        yield from (token, token.rpartition(b".")[0] + b".", token.rpartition(b".")[0])
+    yield true({}, good)
+
+    # J2: public keys as shared secrets, keys and their addresses in the token, names of keys.
+    for key in (pem.decode(), pem.decode().strip(), json.dumps(embedded), "", "secret"):
+        yield signed(hs256, good, key).encode()
+    for header in (
+        {"jwk": embedded}, {"jku": url}, {"x5u": url}, {"x5c": ["MII="]}, {"kid": url},
+        {"kid": "../../dev/null"}, {"kid": "' OR 1=1--"}, {"kid": "a\x00b"},
+        {"jwk": embedded, "jku": url},
+    ):  # fmt: skip
+        yield jwt.encode(good, attacker, "RS256", headers=header).encode()
+        yield signed(hs256 | header, good, "").encode()
+        yield signed(hs256 | header, good, pem.decode()).encode()
+
+    # J3: well signed, and yet not to be believed.
+    for claim in ("sub", "aud", "exp"):
+        yield true(hs256, {name: value for name, value in good.items() if name != claim})
+        for value in (None, "", [], {}, True, "9999999999", -1, 1e300):
+            yield true(hs256, good | {claim: value})
+    for claim in ("iat", "nbf"):
+        yield true(hs256, good | {claim: now + 3600})
+    for claims in (
+        {"exp": now - 1}, {"exp": now * 1000}, {"aud": "another"}, {"aud": ["another"]},
+        {"tenant_id": "7"}, {"tenant_id": [7]}, {"tenant_id": {"$ne": 1}}, {"tenant_id": None},
+        {"tenant_id": 7.5}, {"tenant_id": True}, {"tenant_id": 0}, {"role": ["admin"]},
+        {"scope": 1},
+    ):  # fmt: skip
+        yield true(hs256, good | claims)
+    for crit in (["exp"], ["b64"], [], "exp", None):
+        yield true(hs256 | {"crit": crit, "exp": 1, "b64": False}, good)
+
+    # J4: made to break the reader.
+    token = true(hs256, good)
+    nested = b"[" * 5000
+    yield from (true(nested, good), true(hs256, nested), encoded(nested) + b".e30.x")
+    yield from (b"a" * 8100, b"." * 8100, b"a." * 4000, token + b"." + token, token + b".x")
+    yield from (token[:-8], token[8:], token.replace(b".", b".."), token + b" " + token)
+    yield from (
+        b"Bearer " + token,
+        token + b", Bearer " + token,
+        b"",
+        b" ",
+        b"\xff\xfe",
+        b"\xc3\xa9",
+    )
+    yield from (token[:20] + b"\xe9" + token[20:], true(b"\xff", good), true(hs256, b"\x00"))
+    for payload in (
+        b"null",
+        b"[]",
+        b"7",
+        b'{"exp":1e400}',
+        b'{"exp":NaN}',
+        b'{"exp":' + b"9" * 5000,
+    ):
+        yield true(hs256, payload)
+
+
+@pytest.fixture
+def by_key_file(database: str, jwks) -> Flask:
+    """An application that knows no shared secret."""
+    return create_app(
+        settings_with(DATABASE_URL=database, JWT_JWKS=str(jwks), SECRET_KEYS=SECRET_KEY)
+    )
+
+
+@pytest.mark.parametrize(
+    "verified_with", [pytest.param("app", id="secret"), pytest.param("by_key_file", id="keys")]
+)
+def test_j4_whatever_is_sent_as_a_token_is_a_401_and_nobody_is_asked_for_a_key(
+    verified_with, request, private_keys
+):
+    """J1 to J4 once more, over every way in: both surfaces and the short way to publish."""
+    client = request.getfixturevalue(verified_with).test_client()
+    secret = JWT_SECRET if verified_with == "app" else ""
+    with socket.create_server(("127.0.0.1", 0)) as canary:
+        canary.settimeout(0)
+        url = f"http://127.0.0.1:{canary.getsockname()[1]}/jwks.json"
+        tokens = list(crafted_tokens(secret, private_keys["RS256"].public_key(), url))
+        assert len(tokens) > 120
+        for token in tokens:
+            for method, path in (
+                ("GET", f"{TENANT_PREFIX}/endpoints"),
+                ("POST", f"{TENANT_PREFIX}/events"),
+                ("GET", f"{ADMIN_PREFIX}?tenant_id=7"),
+            ):
+                answer = client.open(
+                    path,
+                    method=method,
+                    headers={"Authorization": b"Bearer " + token},
+                    json={"type": "a", "data": {}} if method == "POST" else None,
+                )
+                assert answer.status_code == 401, (token, answer.text)
+                assert answer.headers["WWW-Authenticate"] == "Bearer"
+        with pytest.raises(BlockingIOError):
+            canary.accept()
+
+
+def test_j5_a_shared_secret_that_is_short_or_can_be_guessed_stops_the_start():
+    good = "é" * 8 + "abcdefgh" * 2
+    assert settings_with(JWT_SECRET=good).jwt_secret == good
+    for secret, reason in (
+        ("x" * 31, "at least 32 bytes"),
+        ("abcdefgh" * 3 + "abcdefg", "at least 32 bytes"),
+        ("x" * 64, "can be guessed"),
+        ("\x00" * 32, "can be guessed"),
+        ("changeme" * 8, "can be guessed"),
+        ("password" * 8, "can be guessed"),
+        ("a-string-secret-at-least-256-bits-long", "can be guessed"),
+    ):
+        with pytest.raises(settings.SettingsError, match=reason) as refused:
+            settings_with(JWT_SECRET=secret)
+        assert secret not in str(refused.value)
+
+
+def test_j6_neither_surface_takes_the_others_tokens(client, mint):
+    """The tenant is what the token says: no header, parameter, path or body says otherwise."""
+    tenant = {"Authorization": f"Bearer {mint(tenant_id=7)}"}
+    publisher = {"Authorization": f"Bearer {mint(tenant_id=7, scopes=['events:write'])}"}
+    admin = {"Authorization": f"Bearer {mint(role='admin')}"}
+    service = {"Authorization": f"Bearer {mint(role='service', scopes=['events:write'])}"}
+    both = {"Authorization": f"Bearer {mint(tenant_id=7, role='admin')}"}
+    event = {"type": "a", "data": {}}
+    for headers in (tenant, publisher, service, both):
+        assert client.get(f"{ADMIN_PREFIX}?tenant_id=7", headers=headers).status_code == 403
+    for headers in (admin, service):
+        assert client.get(f"{TENANT_PREFIX}/endpoints", headers=headers).status_code == 403
+    assert client.post(f"{TENANT_PREFIX}/events", headers=admin, json=event).status_code == 403
+    for asked in (
+        {"json": event | {"tenant_id": 8}, "headers": publisher},
+        {"json": {"events": [event], "tenant_id": 8}, "headers": publisher},
+    ):
+        path = "events/batch" if "events" in asked["json"] else "events"
+        assert client.post(f"{TENANT_PREFIX}/{path}", **asked).status_code == 403
+    for path in ("/endpoints?tenant_id=8", "/tasks?tenant_id=8"):
+        assert client.get(TENANT_PREFIX + path, headers=tenant).status_code == 400
+    asked = client.post(
+        f"{TENANT_PREFIX}/endpoints",
+        json={"url": "https://example.com/", "tenant_id": 8},
+        headers=tenant | {"X-Tenant-Id": "8", "Tenant": "8"},
+    )
+    assert asked.status_code == 400
+    asked = client.post(
+        f"{TENANT_PREFIX}/endpoints",
+        json={"url": "https://example.com/"},
+        headers=tenant | {"X-Tenant-Id": "8", "Tenant": "8"},
+    )
+    assert asked.status_code == 201
+    stored = db.execute_sql("SELECT DISTINCT tenant_id FROM hookjetty.endpoints").fetchall()
+    assert stored == [(7,)]

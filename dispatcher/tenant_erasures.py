@@ -1,10 +1,10 @@
 """Erase a tenant: delete all that is known of it up to the moment somebody asked for that.
 
 The job goes through the tables in the order of ``PARTS``, a bounded and committed step at a time
-(schema.sql, "erasures"). That is a round. What a round deletes it has found; the second one and
-those after it also look for what was committed late. A round that finds nothing is the proof, and
-its counts are the report. A table with a column ``tenant_id`` or ``owner`` that is not here fails a
-test.
+(schema.sql, "tenant_erasures"). That is a round. What a round deletes it has found; the second one
+and those after it also look for what was committed late. A round that finds nothing is the proof,
+and its counts are the report. A table with a column ``tenant_id`` or ``owner`` that is not here
+fails a test.
 
 Nothing brings back what is gone: endpoints are deleted in the request, so nobody makes tasks for
 them; a claim changes tasks and makes none; and what is recorded of a task that is no more leaves
@@ -82,7 +82,7 @@ def _take() -> Erasure | None:
         """
         SELECT id, tenant_id, upto_id, upto_endpoint_id, created_at, part, cursor_id, round, found,
                deleted
-        FROM hookjetty.erasures
+        FROM hookjetty.tenant_erasures
         WHERE status = 'running' AND (
             horizon IS NULL OR pg_snapshot_xmin(pg_current_snapshot()) >= horizon
             OR pg_snapshot_xmax(pg_current_snapshot()) < horizon)
@@ -96,7 +96,7 @@ def _write(
     erasure: Erasure, part: int, cursor_id: int, found: dict[str, int], deleted: dict[str, int]
 ) -> None:
     db.execute_sql(
-        "UPDATE hookjetty.erasures SET part = %s, cursor_id = %s, found = %s, deleted = %s"
+        "UPDATE hookjetty.tenant_erasures SET part = %s, cursor_id = %s, found = %s, deleted = %s"
         " WHERE id = %s",
         (part, cursor_id, _json(found), _json(deleted), erasure.id),
     )
@@ -105,7 +105,7 @@ def _write(
 def _begin_next_round(erasure: Erasure, deleted: dict[str, int]) -> None:
     db.execute_sql(
         """
-        UPDATE hookjetty.erasures
+        UPDATE hookjetty.tenant_erasures
         SET round = round + 1, part = 0, cursor_id = 0, found = '{}', deleted = %s,
             horizon = coalesce(horizon, pg_snapshot_xmax(pg_current_snapshot()))
         WHERE id = %s
@@ -117,7 +117,7 @@ def _begin_next_round(erasure: Erasure, deleted: dict[str, int]) -> None:
 def _finish(erasure: Erasure, deleted: dict[str, int]) -> None:
     db.execute_sql(
         """
-        UPDATE hookjetty.erasures
+        UPDATE hookjetty.tenant_erasures
         SET status = 'finished', finished_at = clock_timestamp(), found = %s, deleted = %s
         WHERE id = %s
         """,
@@ -276,6 +276,7 @@ def _parameters(erasure: Erasure) -> dict[str, Any]:
 # In this order: no key may lead to an event that is gone, no task to an endpoint.
 PARTS: Sequence[Callable[[Erasure], Step]] = (
     _rows("event_keys", "tenant_id = %(tenant)s AND event_id <= %(upto)s"),
+    _rows("erasures", "tenant_id = %(tenant)s AND event_id <= %(upto)s"),
     _tasks,
     _events,
     _attempts,
@@ -300,6 +301,6 @@ PARTS: Sequence[Callable[[Erasure], Step]] = (
 )
 
 TABLES = (
-    "event_keys", "tasks", "events", "attempts", "replays", "idempotency_keys", "rate_limits",
-    "audit", "endpoints", "tenants",
+    "event_keys", "erasures", "tasks", "events", "attempts", "replays", "idempotency_keys",
+    "rate_limits", "audit", "endpoints", "tenants",
 )  # fmt: skip

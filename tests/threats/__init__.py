@@ -1,0 +1,4 @@
+"""A test or more for each known threat, named after it.
+
+docs/security.md says what is decided otherwise.
+"""
