@@ -7,7 +7,10 @@ each library's users write a transaction.
 from __future__ import annotations
 
 import asyncio
+import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
@@ -195,15 +198,8 @@ def django_connection(url: str) -> Iterator[Caller]:
     if not django.conf.settings.configured:
         django.conf.settings.configure()
         django.setup()
-    parts = psycopg2.extensions.parse_dsn(url)
-    names = {"NAME": "dbname", "USER": "user", "PASSWORD": "password", "HOST": "host"}
-    database = {name: parts.get(part, "") for name, part in names.items()} | {
-        "ENGINE": "django.db.backends.postgresql",
-        "PORT": parts.get("port", ""),
-        "OPTIONS": {"options": parts["options"]},
-    }
     connections = django.db.connections
-    connections.settings = connections.configure_settings({"default": database})
+    connections.settings = connections.configure_settings({"default": django_database(url)})
 
     @contextmanager
     def transaction() -> Iterator[Any]:
@@ -215,6 +211,16 @@ def django_connection(url: str) -> Iterator[Caller]:
     finally:
         django.db.connection.close()
         del connections["default"]
+
+
+def django_database(url: str) -> dict[str, Any]:
+    parts = psycopg2.extensions.parse_dsn(url)
+    names = {"NAME": "dbname", "USER": "user", "PASSWORD": "password", "HOST": "host"}
+    return {name: parts.get(part, "") for name, part in names.items()} | {
+        "ENGINE": "django.db.backends.postgresql",
+        "PORT": parts.get("port", ""),
+        "OPTIONS": {"options": parts["options"]},
+    }
 
 
 @contextmanager
@@ -557,6 +563,39 @@ def django_export() -> type[django.db.models.Model]:
             db_table = "exports"
 
     return Export
+
+
+OVER_PSYCOPG2 = """
+import json, sys
+sys.modules["psycopg"] = None  # as where it is not installed
+from django.conf import settings
+settings.configure(DATABASES={"default": json.load(sys.stdin)})
+from django.db import connection, transaction
+from hookjetty.publish import publish
+
+class Undone(Exception): pass
+
+for data in ({"rows": 3}, {"rows": 4}):
+    try:
+        with transaction.atomic():
+            publish(connection, int(sys.argv[1]), "export.done", data)
+            if data["rows"] == 4:
+                raise Undone
+    except Undone:
+        print(connection.connection.__class__.__module__)
+"""
+
+
+def test_django_may_have_psycopg2_alone(url, tenant, books):
+    done = subprocess.run(
+        [sys.executable, "-c", OVER_PSYCOPG2, str(tenant)],
+        input=json.dumps(django_database(url)),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "psycopg2.extensions\n"
+    assert [data for _, _, data, _ in books()[1]] == ['{"rows":3}']
 
 
 def test_the_module_brings_nothing_along():

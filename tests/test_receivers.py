@@ -256,11 +256,12 @@ def test_what_is_published_as_the_page_shows_arrives_in_every_framework(
         execute(url, block_of("From SQL", "sql"))
         monkeypatch.setenv("API", live.url + TENANT_PREFIX)
         monkeypatch.setenv("TOKEN", live.service_token)
+        monkeypatch.setenv("HOOKJETTY_URL", live.url)
+        monkeypatch.setenv("HOOKJETTY_TOKEN", live.service_token)
         done = subprocess.run(
             ["sh", "-ec", block_of("Over HTTP", "sh")], capture_output=True, text=True, check=True
         )
         assert json.loads(done.stdout)["tasks"] == len(receivers)
-        monkeypatch.setenv("API", live.url)
         exec(block_of("With the Python client", "python"), {})  # noqa: S102 - it is ours
         wait_until(lambda: len(tasks()) == 3 * len(receivers))
         wait_until(lambda: {task["status"] for task in tasks()} == {"delivered"})
