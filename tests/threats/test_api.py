@@ -5,6 +5,7 @@ J1 to J6, about tokens, are in test_tokens.py.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import socket
@@ -19,7 +20,7 @@ import requests
 from flask import Flask
 
 from app.db import db
-from tests.conftest import TENANT_PREFIX, Caller, execute, new_database
+from tests.conftest import ADMIN_PREFIX, TENANT_PREFIX, Caller, execute, new_database
 from tests.dispatching import (
     SECRET,
     add_endpoint,
@@ -436,6 +437,44 @@ def test_j12_what_is_accepted_is_delivered_byte_for_byte(publisher):
     assert {
         event_id: body.decode().partition(',"data":')[2] for event_id, body in delivered.items()
     } == {event_id: f"{text}}}" for event_id, text in accepted.items()}
+
+
+# ------------------------------------------------------------------------------ J13: slow clients
+
+
+def test_j13_two_hundred_slow_clients_delay_nobody(live):
+    """With gunicorn as it is shipped: silent, dripping a head, dripping a body, not reading."""
+    token = live.tenant_token(13)
+    head = b"POST %b/events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n" % (
+        TENANT_PREFIX.encode()
+    )
+    beginnings = (
+        b"",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-A: ",
+        head + b"Content-Length: 100000\r\n\r\n{",
+        head + b"Authorization: Bearer %b\r\nContent-Length: 9999\r\n\r\n{" % token.encode(),
+        head + b"Transfer-Encoding: chunked\r\n\r\n5\r\n{",
+        b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n" * 4,
+    )
+    with contextlib.ExitStack() as stack:
+        clients = []
+        for number in range(200):
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", live.port)))
+            client.sendall(beginnings[number % len(beginnings)])
+            clients.append(client)
+        waits = []
+        headers = {"Authorization": f"Bearer {live.admin_token}"}
+        for _ in range(20):
+            for client in clients[:20]:
+                with contextlib.suppress(OSError):
+                    client.sendall(b"1")
+            started = time.monotonic()
+            answered = requests.get(
+                f"{live.url}{ADMIN_PREFIX}?tenant_id=13", headers=headers, timeout=10
+            )
+            waits.append(time.monotonic() - started)
+            assert answered.status_code == 200
+    assert sorted(waits)[-2] < 1, waits
 
 
 # ----------------------------------------------------------------- J14: ten requests in any second
