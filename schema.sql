@@ -6,7 +6,8 @@
 -- database of another version.
 --
 -- Reading order: ids, tenants and endpoints, events, clusters, tasks (the queue), attempts, replays,
--- what the API and the dispatchers keep for themselves, partitions, publish_event().
+-- what the API and the dispatchers keep for themselves, people's actions and erasures, partitions,
+-- publish_event(), operational events.
 --
 -- Three rules hold everywhere:
 --   * All times are this database's. now() is the transaction's start, clock_timestamp() the moment.
@@ -65,12 +66,20 @@ $$;
 
 -- --------------------------------------------------------------------------- tenants and endpoints
 
--- A row is made when a tenant's first endpoint is registered, never by a publish (an upsert there
--- would make one long transaction of a caller block all others). It is also the lock under which a
--- tenant's endpoints are counted.
+-- A row is made when a tenant's first endpoint is registered or a limit is set, never by a publish
+-- (an upsert there would make one long transaction of a caller block all others). It is also the
+-- lock under which a tenant's endpoints are counted. Tenant 0 is the operator: nobody has a token of
+-- it and nobody can publish for it; its endpoints hear of every tenant's operational events.
 CREATE TABLE IF NOT EXISTS hookjetty.tenants (
-    id          bigint PRIMARY KEY CHECK (id BETWEEN 1 AND 9007199254740991),
-    created_at  timestamptz NOT NULL DEFAULT now()
+    id          bigint PRIMARY KEY CHECK (id BETWEEN 0 AND 9007199254740991),
+    created_at  timestamptz NOT NULL DEFAULT now(),
+
+    -- The tenant's own limits; null: as for everybody (the settings, and app/ratelimit.py).
+    requests_per_second       integer CHECK (requests_per_second BETWEEN 1 AND 100000),
+    registrations_per_minute  integer CHECK (registrations_per_minute BETWEEN 1 AND 100000),
+    replays_per_minute        integer CHECK (replays_per_minute BETWEEN 1 AND 100000),
+    events_per_second         integer CHECK (events_per_second BETWEEN 1 AND 1000000),
+    endpoints                 integer CHECK (endpoints BETWEEN 1 AND 1000)
 );
 
 -- Endpoint states, and what moves between them:
@@ -103,6 +112,9 @@ CREATE TABLE IF NOT EXISTS hookjetty.endpoints (
     url_key            text NOT NULL CHECK (octet_length(url_key) <= 2048),
     -- Wanted event types: exact, 'export.*' or '*'.
     events             text[] NOT NULL CHECK (cardinality(events) BETWEEN 1 AND 100),
+    -- What the tenant wants to remember about it. Nothing here reads them.
+    description        text CHECK (length(description) BETWEEN 1 AND 500),
+    metadata           jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(metadata) = 'object'),
     status             text NOT NULL
                        CHECK (status IN ('pending', 'active', 'paused', 'disabled', 'deleted')),
     -- Why we disabled it, in one word.
@@ -110,7 +122,8 @@ CREATE TABLE IF NOT EXISTS hookjetty.endpoints (
     -- Encrypted (never in clear), and those replaced but still signed with: [{"secret", "until"}].
     secret             text NOT NULL,
     retired_secrets    jsonb NOT NULL DEFAULT '[]',
-    -- Counts the changes people make. A handshake's answer holds for the version it was sent to.
+    -- Counts the changes people make: the API's ETag. A challenge's answer holds for the version it
+    -- was sent to.
     version            bigint NOT NULL DEFAULT 1,
     created_at         timestamptz NOT NULL DEFAULT now(),
     updated_at         timestamptz NOT NULL DEFAULT now(),
@@ -121,6 +134,10 @@ CREATE TABLE IF NOT EXISTS hookjetty.endpoints (
     handshake_tries    integer NOT NULL DEFAULT 0,
     handshake_failure  text,
     verified_at        timestamptz,
+    -- Somebody asked whether the receiver looks at signatures: once it has answered a challenge well,
+    -- it gets another one with a wrong signature. What came of that; null: nobody knows.
+    checks_signatures    boolean NOT NULL DEFAULT false,
+    verifies_signatures  boolean,
 
     -- Health. Written only when it changes, so a healthy endpoint's row stays untouched.
     failures           integer NOT NULL DEFAULT 0 CHECK (failures >= 0),    -- in a row
@@ -144,7 +161,8 @@ CREATE TABLE IF NOT EXISTS hookjetty.endpoints (
 
     CONSTRAINT disabled_has_reason CHECK ((status = 'disabled') = (reason IS NOT NULL)),
     CONSTRAINT failures_have_a_beginning CHECK ((failures > 0) = (failing_since IS NOT NULL)),
-    CONSTRAINT only_pending_has_handshake CHECK (handshake_at IS NULL OR status = 'pending')
+    CONSTRAINT only_who_is_asked_has_handshake CHECK (
+        handshake_at IS NULL OR status = 'pending' OR (status = 'active' AND checks_signatures))
 ) WITH (fillfactor = 80);
 
 -- One live endpoint per tenant and canonical URL; register's lookup.
@@ -474,6 +492,7 @@ CREATE TABLE IF NOT EXISTS hookjetty.idempotency_keys (
     body_sha256  bytea NOT NULL,
     status_code  smallint,
     answer       text,
+    etag         text,
     sealed       boolean NOT NULL DEFAULT false,
     created_at   timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (owner, method, path, key)
@@ -557,6 +576,54 @@ BEGIN
 END $$;
 
 
+-- ----------------------------------------------------------------- people's actions and erasures
+
+-- What people did over the API, written in the transaction that did it. Names things and holds
+-- nothing of their contents: no body, no URL, no secret. The id is the time, of new_id(). Kept for
+-- HOOKJETTY_AUDIT_DAYS.
+CREATE TABLE IF NOT EXISTS hookjetty.audit (
+    id           bigint PRIMARY KEY,
+    tenant_id    bigint,                -- whose things; null: no tenant's
+    actor        text NOT NULL,         -- the token's subject, 255 characters of it
+    role         text NOT NULL CHECK (role IN ('admin', 'service', 'tenant')),
+    action       text NOT NULL,         -- the operation, as the API names it, without admin_
+    object       text,                  -- what it was done to: ep_7, task_4711 …
+    address      text,                  -- the connection's other side
+    request_id   text NOT NULL,
+    status_code  smallint NOT NULL      -- what was answered
+);
+-- The log of one tenant, and its erasure.
+CREATE INDEX IF NOT EXISTS audit_by_tenant ON hookjetty.audit (tenant_id, id);
+-- The log of one person.
+CREATE INDEX IF NOT EXISTS audit_by_actor ON hookjetty.audit (actor, id);
+
+-- A request to delete all that is known of a tenant up to its moment. A job (dispatcher/tenant_erasures.py)
+-- goes through the tables in rounds and deletes what it finds; a round that finds nothing is the
+-- proof, and what it counted is the report of what is left. The second round begins when every
+-- transaction of the first one's time is over, so nobody can commit an old row after the proof.
+CREATE TABLE IF NOT EXISTS hookjetty.tenant_erasures (
+    id                bigint GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY,
+    tenant_id         bigint NOT NULL,
+    status            text NOT NULL CHECK (status IN ('running', 'finished')),
+    upto_id           bigint NOT NULL,              -- the moment: the largest id that goes
+    upto_endpoint_id  bigint NOT NULL,              -- the last endpoint that goes
+    round             integer NOT NULL DEFAULT 1,
+    part              smallint NOT NULL DEFAULT 0,  -- place in the order of the tables
+    cursor_id         bigint NOT NULL DEFAULT 0,    -- the last row there that was looked at
+    found             jsonb NOT NULL DEFAULT '{}',  -- rows in this round, by table
+    deleted           jsonb NOT NULL DEFAULT '{}',  -- rows in all rounds, by table
+    horizon           xid8,                         -- every transaction below it must have ended
+    created_at        timestamptz NOT NULL DEFAULT now(),
+    finished_at       timestamptz,
+    CONSTRAINT running_is_not_finished CHECK ((status = 'running') = (finished_at IS NULL))
+);
+-- One at a time of a tenant; the job's work list.
+CREATE UNIQUE INDEX IF NOT EXISTS tenant_erasures_running
+    ON hookjetty.tenant_erasures (tenant_id) WHERE status = 'running';
+-- The erasures of one tenant, newest first.
+CREATE INDEX IF NOT EXISTS tenant_erasures_by_tenant ON hookjetty.tenant_erasures (tenant_id, id);
+
+
 -- ------------------------------------------------------------------------------------- partitions
 
 -- Weekly partitions of events, tasks and attempts: the week of `first` and `weeks` more. Called at
@@ -610,10 +677,12 @@ WHERE p.relnamespace = 'hookjetty'::regnamespace;
 -- --------------------------------------------------------------------------------------- publish
 
 -- The subscriptions that match a type: export.done is wanted by 'export.done', 'export.*' and '*'.
+-- An operational event (hookjetty.endpoint.disabled) is none of '*': who wants it names it.
 CREATE OR REPLACE FUNCTION hookjetty.patterns_for(type text) RETURNS text[]
 LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
 DECLARE
-    patterns text[] := ARRAY['*', type];
+    patterns text[] := CASE WHEN starts_with(type, 'hookjetty.') THEN ARRAY[type]
+                            ELSE ARRAY['*', type] END;
     dot      integer := position('.' IN type);
 BEGIN
     WHILE dot > 0 LOOP
@@ -805,13 +874,16 @@ END $$;
 
 -- For the API: take a token of the tenant's bucket, commit that, and then publish one event. In one
 -- round trip, and yet in two transactions: within one, the bucket's row would stay locked until the
--- event is committed, and all that the tenant publishes meanwhile would queue behind it. `wait` is
+-- event is committed, and all that the tenant publishes meanwhile would queue behind it. The
+-- tenant's own limit goes before the one that is given, and is what `per_second` returns. `wait` is
 -- what take_tokens said; where it is not null, nothing was published.
 CREATE OR REPLACE PROCEDURE hookjetty.publish_within_limit(
-    tenant_id bigint, type text, data json, key text, per_second double precision,
+    tenant_id bigint, type text, data json, key text, INOUT per_second double precision,
     OUT wait double precision, OUT event_id bigint, OUT tasks integer, OUT is_new boolean)
 LANGUAGE plpgsql AS $$
 BEGIN
+    per_second := coalesce((SELECT t.events_per_second FROM hookjetty.tenants t
+                            WHERE t.id = publish_within_limit.tenant_id), per_second);
     wait := hookjetty.take_tokens('events:' || tenant_id, 1, per_second, per_second);
     COMMIT;
     IF wait IS NULL THEN
@@ -1044,6 +1116,78 @@ BEGIN
     END IF;
     PERFORM hookjetty.publish_event(tenant::bigint, TG_ARGV[0], data, data ->> TG_ARGV[2]);
     RETURN NULL;
+END $$;
+
+
+-- ----------------------------------------------------------------------------- operational events
+
+-- Tell what happened to tenants' endpoints, tasks and replays, of types hookjetty.*: the fact that
+-- stands at each place of the lists becomes an event of its tenant, if some endpoint names its type,
+-- and one of tenant 0, the operator, whose copy also says which tenant it is about. Where nobody
+-- wants to know, nothing is written. Part of the transaction that made it so.
+--
+-- What happens to the operator's own endpoints is told to nobody, so that no failure begets another.
+-- Raises 40001 when an id is taken (see "ids"): all who call this try again.
+CREATE OR REPLACE FUNCTION hookjetty.tell(tenants bigint[], types text[], facts json[])
+RETURNS integer LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    -- The events that are wanted, column by column, by place …
+    owners     bigint[];
+    kinds      text[];
+    texts      json[];
+    fanouts    integer[];
+    -- … and the endpoints that get a task, for the event at which place.
+    places     bigint[];
+    endpoints  bigint[];
+    callable   boolean[];
+    ids        bigint[];
+    made       integer;
+BEGIN
+    WITH wanted AS MATERIALIZED (
+        SELECT row_number() OVER () AS place, c.tenant_id, c.type, c.fact, e.endpoints, e.callable
+        FROM (SELECT f.tenant_id, f.type, f.fact, hookjetty.patterns_for(f.type) AS patterns
+              FROM unnest(tenants, types, facts) f (tenant_id, type, fact) WHERE f.tenant_id <> 0
+              UNION ALL
+              -- The operator has no other events, so there '*' is all of these.
+              SELECT 0, f.type,
+                     format('{"tenant_id":%s,%s', f.tenant_id, substr(f.fact::text, 2))::json,
+                     hookjetty.patterns_for(f.type) || '*'::text
+              FROM unnest(tenants, types, facts) f (tenant_id, type, fact) WHERE f.tenant_id <> 0
+             ) c
+        CROSS JOIN LATERAL (
+            SELECT array_agg(n.id) AS endpoints,
+                   array_agg(n.status = 'active' AND n.hold_until IS NULL) AS callable
+            FROM hookjetty.endpoints n
+            WHERE n.tenant_id = c.tenant_id AND n.status <> 'deleted' AND n.events && c.patterns) e
+        WHERE e.endpoints IS NOT NULL)
+    SELECT w.*, p.* INTO owners, kinds, texts, fanouts, places, endpoints, callable
+    FROM (SELECT array_agg(w.tenant_id ORDER BY w.place), array_agg(w.type ORDER BY w.place),
+                 array_agg(w.fact ORDER BY w.place),
+                 array_agg(cardinality(w.endpoints) ORDER BY w.place) FROM wanted w) w,
+         (SELECT array_agg(w.place), array_agg(n.endpoint), array_agg(n.callable)
+          FROM wanted w, unnest(w.endpoints, w.callable) n (endpoint, callable)) p;
+    IF owners IS NULL THEN
+        RETURN 0;
+    END IF;
+
+    ids := hookjetty.new_ids(cardinality(owners));
+    INSERT INTO hookjetty.events (id, tenant_id, type, data, fanout)
+    SELECT e.id, e.tenant_id, e.type, e.fact, e.fanout
+    FROM unnest(ids, owners, kinds, texts, fanouts) e (id, tenant_id, type, fact, fanout)
+    ON CONFLICT DO NOTHING;
+    GET DIAGNOSTICS made = ROW_COUNT;
+    IF made < cardinality(ids) THEN
+        RAISE EXCEPTION USING ERRCODE = 'serialization_failure',
+            MESSAGE = 'an id was taken in this moment; try again';
+    END IF;
+    PERFORM hookjetty.make_tasks(t.tenant_id, t.events, t.endpoints, t.callable)
+    FROM (SELECT owners[p.place] AS tenant_id, array_agg(ids[p.place]) AS events,
+                 array_agg(p.endpoint) AS endpoints, array_agg(p.callable) AS callable
+          FROM unnest(places, endpoints, callable) p (place, endpoint, callable)
+          GROUP BY owners[p.place]) t;
+    PERFORM hookjetty.wake();
+    RETURN made;
 END $$;
 
 -- Functions are executable by everybody unless said otherwise.

@@ -56,7 +56,24 @@ MOST_ATTEMPTS_SHOWN = 100
 # A live task is made in the statement that makes its event.
 MADE_WITHIN = timedelta(seconds=10)
 
-RETIRED_SECRET_HOURS = 24  # a replaced secret signs beside the new one for so long
+# Of the tasks that wait for an endpoint, at most so many are counted.
+MOST_WAITING_COUNTED = 10_000
+
+# The states of which one must be an endpoint's present one for a change to be made, by their names
+# as in ``Endpoint.etag``; ``{"*"}`` for whichever, None for no condition at all.
+IfMatch = frozenset[str] | None
+
+# The operator as a tenant: its endpoints hear of everybody's operational events.
+OPERATOR = 0
+
+# What a tenant may have a limit of its own for, and the largest one (schema.sql, "tenants").
+TENANT_LIMITS: Mapping[str, int] = {
+    "requests_per_second": 100_000,
+    "registrations_per_minute": 100_000,
+    "replays_per_minute": 100_000,
+    "events_per_second": 1_000_000,
+    "endpoints": 1_000,
+}
 
 # Nothing is held against an endpoint any more: it takes its tasks, and without a ramp.
 WELL: Mapping[str, Any] = {
@@ -77,13 +94,44 @@ class Table(Model):
 
 
 class Tenant(Table):
-    """A customer of the platform, known here since its first endpoint."""
+    """A customer of the platform, known here since its first endpoint or limit of its own."""
 
     id = BigIntegerField(primary_key=True)
     created_at = DateTimeTZField()
+    # Limits of its own; None: as for everybody (``ratelimit.Limits``).
+    requests_per_second = IntegerField(null=True)
+    registrations_per_minute = IntegerField(null=True)
+    replays_per_minute = IntegerField(null=True)
+    events_per_second = IntegerField(null=True)
+    endpoints = IntegerField(null=True)
 
     class Meta:
         table_name = "tenants"
+
+    @classmethod
+    def lock(cls, tenant_id: int) -> datetime:
+        """Let nobody else change the tenant's endpoints or limits until this transaction ends.
+
+        Makes its row if there is none. Returns the time.
+        """
+        query = cls.select(fn.clock_timestamp()).where(cls.id == tenant_id)
+        now: datetime | None = None
+        while now is None:  # an erasure may delete the row between the two statements
+            cls.insert(id=tenant_id).on_conflict_ignore().execute()
+            now = query.for_update().scalar()
+        return now
+
+    @classmethod
+    def most_endpoints(cls, tenant_id: int, otherwise: int) -> int:
+        """How many endpoints it may have at a time: its own limit, or that of everybody."""
+        own: int | None = cls.select(cls.endpoints).where(cls.id == tenant_id).scalar()
+        return own or otherwise
+
+    @property
+    def own_limits(self) -> dict[str, int]:
+        """The limits that are its own."""
+        own = {name: getattr(self, name) for name in TENANT_LIMITS}
+        return {name: value for name, value in own.items() if value is not None}
 
 
 class Endpoint(Table):
@@ -94,6 +142,8 @@ class Endpoint(Table):
     url = TextField()
     url_key = TextField()
     events = ArrayField(TextField, index=False)
+    description = TextField(null=True)
+    metadata = BinaryJSONField(index=False)
     status = TextField()
     reason = TextField(null=True)
     secret = TextField()
@@ -105,6 +155,8 @@ class Endpoint(Table):
     handshake_tries = IntegerField()
     handshake_failure = TextField(null=True)
     verified_at = DateTimeTZField(null=True)
+    checks_signatures = BooleanField()
+    verifies_signatures = BooleanField(null=True)
     failures = IntegerField()
     failing_since = DateTimeTZField(null=True)
     hold_until = DateTimeTZField(null=True)
@@ -131,6 +183,13 @@ class Endpoint(Table):
         endpoint = query.for_update(lock).first()
         if endpoint is None:
             raise errors.not_found(f"endpoint ep_{endpoint_id}")
+        return endpoint
+
+    @classmethod
+    def get_to_change(cls, tenant_id: int, endpoint_id: int, if_match: IfMatch = None) -> Self:
+        """The same with its row locked, if it is in a state that the caller wants to change."""
+        endpoint = cls.get_of(tenant_id, endpoint_id, lock=True)
+        endpoint.must_match(if_match)
         return endpoint
 
     @classmethod
@@ -201,11 +260,40 @@ class Endpoint(Table):
         return gone
 
     @property
+    def etag(self) -> str:
+        """Names its state as people have made it: every change of theirs gives it another one.
+
+        What dispatchers write (health, an answered challenge, `disabled`) leaves it as it is.
+        """
+        return f"ep_{self.id}.{self.version}"
+
+    def must_match(self, if_match: IfMatch) -> None:
+        """``version_conflict`` unless it is in one of the states that the caller has seen."""
+        if if_match is not None and not if_match & {self.etag, "*"}:
+            raise errors.conflict(
+                f'endpoint ep_{self.id} has changed: it is "{self.etag}" now; read it again'
+            )
+
+    @property
     def verification(self) -> dict[str, Any] | None:
-        """How the handshake stands while the endpoint is pending (design: Handshake)."""
-        if self.status != "pending":
+        """How the handshake stands while the endpoint is pending (design: Handshake), and why a
+        check of an active one found out nothing.
+        """
+        if self.status != "pending" and self.handshake_failure is None:
             return None
         return {"failure": self.handshake_failure, "next_try_at": self.handshake_at}
+
+    @property
+    def is_being_asked(self) -> bool:
+        """Whether an answer of its receiver is due that was not asked for before."""
+        if self.status == "pending":
+            return self.handshake_failure is None
+        return self.checks_signatures and self.handshake_at is not None
+
+    @property
+    def waiting(self) -> int:
+        """How many tasks wait for it; ``MOST_WAITING_COUNTED`` stands for that many or more."""
+        return Task.count_waiting(self)
 
 
 class Event(Table):
@@ -446,6 +534,42 @@ class Task(Table):
         return found
 
     @classmethod
+    def count_waiting(cls, endpoint: Endpoint) -> int:
+        """How many tasks wait for an endpoint, as people see them.
+
+        Those that wait by their row, and those of one that was just stopped which have yet to
+        follow. Each from an index, and no more than ``MOST_WAITING_COUNTED`` rows are looked at;
+        of the tasks between two tries, so many of the tenant's.
+        """
+        follow = endpoint.settling and endpoint.status != "active"
+        (counted,) = db.execute_sql(
+            """
+            SELECT count(*) FROM (
+                (SELECT 1 FROM hookjetty.tasks t
+                 WHERE t.rare_status = 'waiting' AND t.endpoint_id = %(endpoint)s LIMIT %(most)s)
+                UNION ALL
+                (SELECT 1 FROM hookjetty.tasks t
+                 WHERE %(follow)s AND t.ready AND t.tenant_id = %(tenant)s
+                   AND t.endpoint_id = %(endpoint)s AND t.status IN ('pending', 'retry')
+                 LIMIT %(most)s)
+                UNION ALL
+                (SELECT 1 FROM (
+                    SELECT t.endpoint_id FROM hookjetty.tasks t
+                    WHERE %(follow)s AND t.rare_status = 'retry' AND NOT t.ready
+                      AND t.tenant_id = %(tenant)s LIMIT %(most)s) r
+                 WHERE r.endpoint_id = %(endpoint)s)
+                LIMIT %(most)s) counted
+            """,
+            {
+                "endpoint": endpoint.id,
+                "tenant": endpoint.tenant_id,
+                "follow": follow,
+                "most": MOST_WAITING_COUNTED,
+            },
+        ).fetchone()
+        return int(counted)
+
+    @classmethod
     def retry(cls, task_id: int) -> tuple[Self, str]:
         """A person's retry: due now, from the schedule's first step, and past a hold.
 
@@ -574,6 +698,7 @@ class IdempotencyKey(Table):
     body_sha256 = BlobField()
     status_code = SmallIntegerField(null=True)
     answer = TextField(null=True)
+    etag = TextField(null=True)
     sealed = BooleanField()
     created_at = DateTimeTZField()
 
@@ -593,6 +718,54 @@ class RateLimit(Table):
 
     class Meta:
         table_name = "rate_limits"
+
+
+class AuditLine(Table):
+    """Something a person did over the API. The id is the time."""
+
+    id = BigIntegerField(primary_key=True)
+    tenant_id = BigIntegerField(null=True)
+    actor = TextField()
+    role = TextField()
+    action = TextField()
+    object = TextField(null=True)
+    address = TextField(null=True)
+    request_id = TextField()
+    status_code = SmallIntegerField()
+
+    class Meta:
+        table_name = "audit"
+
+    @property
+    def created_at(self) -> datetime:
+        """When it was done, to the millisecond."""
+        return id_time(self.id)
+
+
+class TenantErasure(Table):
+    """A request to delete all that is known of a tenant, and the report of it."""
+
+    id = BigAutoField()
+    tenant_id = BigIntegerField()
+    status = TextField()
+    upto_id = BigIntegerField()
+    upto_endpoint_id = BigIntegerField()
+    round = IntegerField()
+    part = SmallIntegerField()
+    cursor_id = BigIntegerField()
+    found = BinaryJSONField(index=False)
+    deleted = BinaryJSONField(index=False)
+    horizon = BigIntegerField(null=True)
+    created_at = DateTimeTZField()
+    finished_at = DateTimeTZField(null=True)
+
+    class Meta:
+        table_name = "tenant_erasures"
+
+    @property
+    def left(self) -> dict[str, int] | None:
+        """Rows that the last round still found, by table: none. None while it is running."""
+        return self.found if self.status == "finished" else None
 
 
 class Dispatcher(Table):

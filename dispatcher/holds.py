@@ -9,7 +9,9 @@ import structlog
 
 from app.db import Statement, db, retrying
 from app.models import wake
+from dispatcher import operational
 from dispatcher.health import Health, Heard, after, at_end_of_hold, sends_probe
+from dispatcher.operational import OfEndpoint
 
 log = structlog.get_logger()
 
@@ -113,6 +115,9 @@ def _write(changes: list[Change]) -> None:
     )
     if any(settles):
         wake()
+    news = [each for change in changes if (each := _news(*change))]
+    if news:
+        operational.tell_of_endpoints(news)
 
 
 def _settles(old: Health, new: Health) -> bool:
@@ -120,6 +125,15 @@ def _settles(old: Health, new: Health) -> bool:
     those wait that it meets.
     """
     return old.status != new.status or (old.is_on_hold and not new.is_on_hold)
+
+
+def _news(endpoint_id: int, old: Health, new: Health) -> OfEndpoint | None:
+    """What its tenant is told: the end of the matter, not each further hold and probe."""
+    if new.status != old.status:
+        return OfEndpoint(endpoint_id, operational.DISABLED, new.failing_since)
+    if new.recovered_at != old.recovered_at:
+        return OfEndpoint(endpoint_id, operational.RECOVERED, old.failing_since)
+    return None
 
 
 def _log(changes: list[Change]) -> None:
@@ -185,7 +199,9 @@ _WRITE = Statement(
 UPDATE hookjetty.endpoints n
 SET status = c.status, reason = c.reason, failures = c.failures, failing_since = c.failing_since,
     hold_until = c.hold_until, recovered_at = c.recovered_at, settling = n.settling OR c.settles,
-    updated_at = CASE WHEN c.settles THEN now() ELSE n.updated_at END
+    updated_at = CASE WHEN c.settles THEN now() ELSE n.updated_at END,
+    handshake_at = CASE WHEN c.status <> 'disabled' THEN n.handshake_at END,
+    checks_signatures = n.checks_signatures AND c.status <> 'disabled'
 FROM unnest($1, $2, $3, $4, $5, $6, $7, $8) AS c (
     id, status, reason, failures, failing_since, hold_until, recovered_at, settles)
 WHERE n.id = c.id

@@ -1,6 +1,7 @@
-"""``make openapi``: docs/openapi.json and docs/http-api.md anew, from the routes that there are.
+"""``make openapi``: what is made from the routes that there are.
 
-A test compares the two files with what this would write.
+docs/openapi.json, docs/http-api.md, and the types of the answers in hookjetty/answers.py. A test
+compares the files with what this would write.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from app import reference
 from app.blueprints.documentation import as_json, document
 from app.settings import load
 from app.wsgi import assemble
+from docs import answers
 
 DOCS = Path(__file__).resolve().parent
 
@@ -25,7 +27,11 @@ NEEDED = {
 def files() -> dict[Path, str]:
     """Each file, and what it has to contain: the API with the settings' defaults."""
     made = document(assemble(load(NEEDED)))
-    return {DOCS / "openapi.json": as_json(made), DOCS / "http-api.md": reference.markdown(made)}
+    return {
+        DOCS / "openapi.json": as_json(made),
+        DOCS / "http-api.md": reference.markdown(made),
+        DOCS.parent / "hookjetty/answers.py": answers.module(made),
+    }
 
 
 if __name__ == "__main__":

@@ -15,7 +15,10 @@ class ReplayRequest(Body):
     watermark = Text(
         required=True,
         data_key="from",
-        metadata={"description": "RFC 3339 time, `evt_…`, or `failing_since`."},
+        metadata={
+            "description": "RFC 3339 time, `evt_…`, or `failing_since`.",
+            "example": "2025-10-05T06:00:00Z",
+        },
     )
 
 

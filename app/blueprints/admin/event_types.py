@@ -44,14 +44,14 @@ def list_event_types(_owner: int, wanted: dict[str, Any]) -> Any:
     return {"data": found.items, "next_cursor": found.next_cursor}, link_to_next(found.next_cursor)
 
 
-@blp.route("/event-types/<type>", methods=["GET"])
+@blp.route("/event-types/<name>", methods=["GET"])
 @called_by(an_admin)
 @blp.response(200, enveloped("EventTypeRead", fields.Nested(EventTypeDetail())))
-def read_event_type(_owner: int, type: str) -> Any:
+def read_event_type(_owner: int, name: str) -> Any:
     """Look at one event type, with its JSON Schema and an example"""
-    if not is_event_type(type):
+    if not is_event_type(name):
         raise errors.invalid("path", "must be an event type such as export.done")
-    return {"data": event_types.get(type)}
+    return {"data": event_types.get(name)}
 
 
 @blp.route("/event-types", methods=["POST"])
