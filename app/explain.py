@@ -60,9 +60,10 @@ def matching(patterns: Sequence[str], event_type: str) -> str | None:
     'export.*'
     >>> matching(["export.*"], "export"), matching(["*"], "x"), matching(["a.b"], "a.bc")
     (None, '*', None)
+    >>> matching(["*"], "hookjetty.task.exhausted")  # operational events are for who names them
     """
     for pattern in patterns:
-        if pattern in ("*", event_type):
+        if pattern == event_type or (pattern == "*" and not event_type.startswith("hookjetty.")):
             return pattern
         if pattern.endswith(".*") and event_type.startswith(pattern[:-1]):
             return pattern
