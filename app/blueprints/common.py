@@ -411,7 +411,8 @@ def _completed(response: Response, then: Completion | None, *, is_repeat: bool) 
 # ------------------------------------------------------------------------ optimistic concurrency
 
 _ETAG = r'(?:W/)?"[\x21\x23-\x7e]*"'
-_is_etags = re.compile(rf"{_ETAG}(?:[ \t]*,[ \t]*{_ETAG})*").fullmatch
+_ETAGS = rf"{_ETAG}(?:[ \t]*,[ \t]*{_ETAG})*"
+IF_MATCH = rf"^(?:\*|{_ETAGS})$"
 
 
 def if_matching(view: View) -> View:
@@ -436,7 +437,7 @@ def _if_match() -> IfMatch:
     given = given.strip(" \t")
     if given == "*":
         return frozenset("*")
-    if not _is_etags(given):
+    if not re.fullmatch(_ETAGS, given):
         raise errors.invalid("If-Match", 'must be an ETag such as "ep_7.3", several, or *')
     tags = re.findall(_ETAG, given)
     return frozenset(tag[1:-1] for tag in tags if tag.startswith('"') and tag != '"*"')
