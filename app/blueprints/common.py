@@ -340,6 +340,8 @@ def idempotent(
                 response: Response = view(*args, **kwargs)
                 return response
 
+            if notes(view).get("if_matching"):
+                _if_match()  # what is malformed is no repeat either
             if g.key is None:
                 return _completed(retrying(work), then, is_repeat=False)
             call = idempotency.Call(g.owner, request.method, request.path, g.key, body())
@@ -410,7 +412,7 @@ def _completed(response: Response, then: Completion | None, *, is_repeat: bool) 
 
 # ------------------------------------------------------------------------ optimistic concurrency
 
-_ETAG = r'(?:W/)?"[\x21\x23-\x7e]*"'
+_ETAG = r'(?:W/)?"[!#-~]*"'
 _ETAGS = rf"{_ETAG}(?:[ \t]*,[ \t]*{_ETAG})*"
 IF_MATCH = rf"^(?:\*|{_ETAGS})$"
 
