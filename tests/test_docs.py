@@ -62,7 +62,7 @@ def test_the_retry_schedule_is_the_default_one():
 def test_the_readme_names_the_routes_that_there_are(app: Flask):
     """Those of tenants and producers; the contract itself names the admin's."""
     listed = set()
-    for methods, path in re.findall(r"`([A-Z|]+) (/[\w/{}]+)`", section(README, "## Use it")):
+    for methods, path in re.findall(r"`([A-Z|]+) (/[-\w/{}]+)`", section(README, "## Use it")):
         listed |= {(method, path) for method in methods.split("|")}
     there = {
         (method, re.sub(r"<\w+>", "{id}", rule.rule.removeprefix(TENANT_PREFIX)))
