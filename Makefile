@@ -9,7 +9,7 @@ LOCK_ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo run run-api run-dispatcher test check bench lock clean
+.PHONY: help demo run run-api run-dispatcher test check bench openapi fuzz lock clean
 
 help: ## What there is (this list)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
@@ -37,6 +37,12 @@ check: .venv/.ready ## Lint, format, types and the architecture's contracts
 
 bench: .venv/.ready bench/.venv/.ready ## Every figure into bench/results.json; SCENARIO=name, QUICK=1
 	@exec .venv/bin/python -m bench
+
+openapi: .venv/.ready ## docs/openapi.json and docs/http-api.md anew, after a change to a route
+	@exec .venv/bin/python -m docs.generate
+
+fuzz: .venv/.ready ## schemathesis with 5,000 examples against a live service; FUZZ_EXAMPLES=n
+	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-5000} .venv/bin/python -m pytest tests/test_schemathesis.py -n 0
 
 lock: .venv/.ready ## Renew the lock files after a change to setup.cfg; LOCK_ARGS=--upgrade
 	$(COMPILE) --extra dev --output-file requirements-dev.lock

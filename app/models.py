@@ -7,6 +7,7 @@ same answer by construction.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
@@ -55,7 +56,12 @@ MOST_ATTEMPTS_SHOWN = 100
 # A live task is made in the statement that makes its event.
 MADE_WITHIN = timedelta(seconds=10)
 
-RETIRED_SECRET_HOURS = 24  # a replaced secret signs beside the new one for so long
+# Of the tasks that wait for an endpoint, at most so many are counted.
+MOST_WAITING_COUNTED = 10_000
+
+# The states of which one must be an endpoint's present one for a change to be made, by their names
+# as in ``Endpoint.etag``; ``{"*"}`` for whichever, None for no condition at all.
+IfMatch = frozenset[str] | None
 
 # Nothing is held against an endpoint any more: it takes its tasks, and without a ramp.
 WELL: Mapping[str, Any] = {
@@ -93,6 +99,8 @@ class Endpoint(Table):
     url = TextField()
     url_key = TextField()
     events = ArrayField(TextField, index=False)
+    description = TextField(null=True)
+    metadata = BinaryJSONField(index=False)
     status = TextField()
     reason = TextField(null=True)
     secret = TextField()
@@ -104,6 +112,8 @@ class Endpoint(Table):
     handshake_tries = IntegerField()
     handshake_failure = TextField(null=True)
     verified_at = DateTimeTZField(null=True)
+    checks_signatures = BooleanField()
+    verifies_signatures = BooleanField(null=True)
     failures = IntegerField()
     failing_since = DateTimeTZField(null=True)
     hold_until = DateTimeTZField(null=True)
@@ -130,6 +140,13 @@ class Endpoint(Table):
         endpoint = query.for_update(lock).first()
         if endpoint is None:
             raise errors.not_found(f"endpoint ep_{endpoint_id}")
+        return endpoint
+
+    @classmethod
+    def get_to_change(cls, tenant_id: int, endpoint_id: int, if_match: IfMatch = None) -> Self:
+        """The same with its row locked, if it is in a state that the caller wants to change."""
+        endpoint = cls.get_of(tenant_id, endpoint_id, lock=True)
+        endpoint.must_match(if_match)
         return endpoint
 
     @classmethod
@@ -200,11 +217,40 @@ class Endpoint(Table):
         return gone
 
     @property
+    def etag(self) -> str:
+        """Names its state as people have made it: every change of theirs gives it another one.
+
+        What dispatchers write (health, an answered challenge, `disabled`) leaves it as it is.
+        """
+        return f"ep_{self.id}.{self.version}"
+
+    def must_match(self, if_match: IfMatch) -> None:
+        """``version_conflict`` unless it is in one of the states that the caller has seen."""
+        if if_match is not None and not if_match & {self.etag, "*"}:
+            raise errors.conflict(
+                f'endpoint ep_{self.id} has changed: it is "{self.etag}" now; read it again'
+            )
+
+    @property
     def verification(self) -> dict[str, Any] | None:
-        """How the handshake stands while the endpoint is pending (design: Handshake)."""
-        if self.status != "pending":
+        """How the handshake stands while the endpoint is pending (design: Handshake), and why a
+        check of an active one found out nothing.
+        """
+        if self.status != "pending" and self.handshake_failure is None:
             return None
         return {"failure": self.handshake_failure, "next_try_at": self.handshake_at}
+
+    @property
+    def is_being_asked(self) -> bool:
+        """Whether an answer of its receiver is due that was not asked for before."""
+        if self.status == "pending":
+            return self.handshake_failure is None
+        return self.checks_signatures and self.handshake_at is not None
+
+    @property
+    def waiting(self) -> int:
+        """How many tasks wait for it; ``MOST_WAITING_COUNTED`` stands for that many or more."""
+        return Task.count_waiting(self)
 
 
 class Event(Table):
@@ -226,7 +272,12 @@ class Event(Table):
         """One of a tenant's events with its data as text, or ``not_found``."""
         event = (
             cls.select(
-                cls.id, cls.tenant_id, cls.type, cls.data.cast("text").alias("data"), cls.fanout
+                cls.id,
+                cls.tenant_id,
+                cls.type,
+                cls.data.cast("text").alias("data"),
+                cls.fanout,
+                cls.endpoint_id,
             )
             .where(cls.id == event_id, cls.tenant_id == tenant_id)
             .first()
@@ -239,6 +290,21 @@ class Event(Table):
     def created_at(self) -> datetime:
         """When it was published, to the millisecond."""
         return id_time(self.id)
+
+    @property
+    def is_test(self) -> bool:
+        """Whether it was made to try an endpoint, and for that one alone."""
+        return self.endpoint_id is not None
+
+    @property
+    def is_erased(self) -> bool:
+        """Whether its data was erased."""
+        return self.data is None
+
+    @property
+    def key(self) -> str | None:
+        """The key that it was published with."""
+        return keys_of([self.id]).get(self.id)
 
     @property
     def tasks(self) -> ModelSelect[Task]:
@@ -338,7 +404,12 @@ class Task(Table):
 
     @classmethod
     def of_event(cls, event: Event) -> ModelSelect[Self]:
-        """An event's tasks as ``listed``, those of replays and of deleted endpoints too.
+        """An event's tasks as ``listed``, those of replays and of deleted endpoints too."""
+        return cls.listed(cls.id.in_(cls.ids_of_event(event)))
+
+    @classmethod
+    def ids_of_event(cls, event: Event) -> set[int]:
+        """An event's tasks, those of replays and of deleted endpoints too.
 
         Those it was made with lie right behind its id. Those of replays are known by endpoint; a
         minute of slack for a publish that read an endpoint just before its deletion committed.
@@ -356,8 +427,7 @@ class Task(Table):
             cls.event_id == event.id,
             cls.endpoint_id.in_(endpoints),
         )
-        ids = {task_id for (task_id,) in [*made_with_it.tuples(), *replayed.tuples()]}
-        return cls.listed(cls.id.in_(ids))
+        return {task_id for (task_id,) in [*made_with_it.tuples(), *replayed.tuples()]}
 
     @property
     def created_at(self) -> datetime:
@@ -421,6 +491,42 @@ class Task(Table):
         return found
 
     @classmethod
+    def count_waiting(cls, endpoint: Endpoint) -> int:
+        """How many tasks wait for an endpoint, as people see them.
+
+        Those that wait by their row, and those of one that was just stopped which have yet to
+        follow. Each from an index, and no more than ``MOST_WAITING_COUNTED`` rows are looked at;
+        of the tasks between two tries, so many of the tenant's.
+        """
+        follow = endpoint.settling and endpoint.status != "active"
+        (counted,) = db.execute_sql(
+            """
+            SELECT count(*) FROM (
+                (SELECT 1 FROM hookjetty.tasks t
+                 WHERE t.rare_status = 'waiting' AND t.endpoint_id = %(endpoint)s LIMIT %(most)s)
+                UNION ALL
+                (SELECT 1 FROM hookjetty.tasks t
+                 WHERE %(follow)s AND t.ready AND t.tenant_id = %(tenant)s
+                   AND t.endpoint_id = %(endpoint)s AND t.status IN ('pending', 'retry')
+                 LIMIT %(most)s)
+                UNION ALL
+                (SELECT 1 FROM (
+                    SELECT t.endpoint_id FROM hookjetty.tasks t
+                    WHERE %(follow)s AND t.rare_status = 'retry' AND NOT t.ready
+                      AND t.tenant_id = %(tenant)s LIMIT %(most)s) r
+                 WHERE r.endpoint_id = %(endpoint)s)
+                LIMIT %(most)s) counted
+            """,
+            {
+                "endpoint": endpoint.id,
+                "tenant": endpoint.tenant_id,
+                "follow": follow,
+                "most": MOST_WAITING_COUNTED,
+            },
+        ).fetchone()
+        return int(counted)
+
+    @classmethod
     def retry(cls, task_id: int) -> tuple[Self, str]:
         """A person's retry: due now, from the schedule's first step, and past a hold.
 
@@ -439,6 +545,8 @@ class Task(Table):
                 raise errors.conflict(f"task {task_id} is being delivered right now")
             if not Event.select().where(Event.id == task.event_id).exists():
                 raise errors.conflict(f"the event of task {task_id} is past its retention")
+            if Event.get_of(task.tenant_id, task.event_id).is_erased:
+                raise errors.conflict(f"the data of the event of task {task_id} was erased")
             active = endpoint.status == "active"
             cls.update(
                 status="retry" if active else "waiting",
@@ -547,6 +655,7 @@ class IdempotencyKey(Table):
     body_sha256 = BlobField()
     status_code = SmallIntegerField(null=True)
     answer = TextField(null=True)
+    etag = TextField(null=True)
     sealed = BooleanField()
     created_at = DateTimeTZField()
 
@@ -588,6 +697,15 @@ class Dispatcher(Table):
         return cls.select().where(cls.seen_at > fn.now() - SQL("interval '30 s'"))
 
 
+def keys_of(event_ids: Sequence[int]) -> dict[int, str]:
+    """The keys that events were published with, by the event's id; of those that had one."""
+    rows = db.execute_sql(
+        "SELECT event_id, key FROM hookjetty.event_keys WHERE event_id = ANY (%s)",
+        (list(event_ids),),
+    )
+    return dict(rows.fetchall())
+
+
 def wake() -> None:
     """Bring the dispatchers' jobs and claims forward when the present transaction commits."""
     db.execute_sql("SELECT pg_notify('hookjetty', 'jobs')")
@@ -609,6 +727,30 @@ def id_at(moment: datetime) -> int:
     True
     """
     return (int(moment.timestamp() * 1000) - ID_EPOCH_MS) << 12
+
+
+# RFC 3339, section 5.6. A leap second is its minute's end, which no clock of ours can name.
+_TIME = re.compile(
+    r"(\d{4}-\d\d-\d\d)[Tt]((?:[01]\d|2[0-3]):\d\d):(\d\d)(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII
+)
+
+
+def read_time(text: str) -> datetime | None:
+    """A moment in RFC 3339; None if it is none.
+
+    >>> read_time("2016-12-31T23:59:60.5Z").isoformat()
+    '2016-12-31T23:59:59.500000+00:00'
+    """
+    found = _TIME.fullmatch(text)
+    if found is None:
+        return None
+    day, minute, second, fraction, offset = found.groups()
+    second = "59" if second == "60" else second
+    fraction = (fraction or "")[:7]  # microseconds
+    try:
+        return datetime.fromisoformat(f"{day}T{minute}:{second}{fraction}{offset.upper()}")
+    except ValueError:
+        return None
 
 
 def rfc3339(moment: datetime | None) -> str | None:

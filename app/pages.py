@@ -69,14 +69,36 @@ def page(
     return Page(items[:limit], _cursor(items[limit - 1].id, of))
 
 
-def _cursor(last_id: int, of: tuple[object, ...]) -> str:
-    """Opaque to clients: the last id, and a mark of the list it belongs to.
+def cursor_at(position: bytes, of: tuple[object, ...]) -> str:
+    """Opaque to clients: a position, and a mark of the list it belongs to.
 
     The mark catches mistakes and is no secret: whoever makes up a cursor gets a page of a list
     that he may read anyway.
     """
-    raw = last_id.to_bytes(_ID_BYTES, "big") + _mark(last_id, of)
+    raw = position + _mark(position, of)
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+def position_in(
+    cursor: str, of: tuple[object, ...], *, size: int | None = None, field: str = "cursor"
+) -> bytes:
+    """The position in a cursor of that very list, of ``size`` bytes, or ``invalid_request``."""
+    try:
+        raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+    except ValueError:
+        raw = b""
+    position = raw[:-_MARK_BYTES]
+    # Compared as a whole, since base64 can write the same bytes in several ways.
+    if len(position) != (size or len(position)) or cursor != cursor_at(position, of):
+        raise errors.invalid(
+            field,
+            "is not one of this list; take next_cursor from its last page, with the same filters",
+        )
+    return position
+
+
+def _cursor(last_id: int, of: tuple[object, ...]) -> str:
+    return cursor_at(last_id.to_bytes(_ID_BYTES, "big"), of)
 
 
 def _position(cursor: str, of: tuple[object, ...]) -> int:
@@ -90,19 +112,8 @@ def _position(cursor: str, of: tuple[object, ...]) -> int:
     app.errors.Error: cursor: is not one of this list; take next_cursor from its last page, with \
 the same filters
     """
-    try:
-        raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
-    except ValueError:
-        raw = b""
-    last_id = int.from_bytes(raw[:_ID_BYTES], "big")
-    # Compared as a whole, since base64 can write the same bytes in several ways.
-    if len(raw) != _ID_BYTES + _MARK_BYTES or cursor != _cursor(last_id, of):
-        raise errors.invalid(
-            "cursor",
-            "is not one of this list; take next_cursor from its last page, with the same filters",
-        )
-    return last_id
+    return int.from_bytes(position_in(cursor, of, size=_ID_BYTES), "big")
 
 
-def _mark(last_id: int, of: tuple[object, ...]) -> bytes:
-    return hashlib.sha256(repr((last_id, *of)).encode()).digest()[:_MARK_BYTES]
+def _mark(position: bytes, of: tuple[object, ...]) -> bytes:
+    return hashlib.sha256(repr((position, *of)).encode()).digest()[:_MARK_BYTES]

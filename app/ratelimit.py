@@ -6,6 +6,8 @@ publishing transaction it would cost three quarters of the throughput (schema.sq
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from app import errors
 from app.db import db
 from app.settings import Settings
@@ -16,23 +18,43 @@ REPLAYS_PER_MINUTE = 6
 EVENTS_PER_SECOND = 1000
 
 
+class Rate(NamedTuple):
+    """So many of something, of one tenant, within any so many seconds."""
+
+    at_most: int
+    what: str
+    seconds: int
+
+    def __str__(self) -> str:
+        per = "second" if self.seconds == 1 else f"{self.seconds} seconds"
+        return f"{self.at_most:,} {self.what} per {per}"
+
+
 class Limits:
-    """The limits of one instance. Each method counts one use, or raises ``rate_limited``."""
+    """The limits of one instance. Each method counts one use, or raises ``rate_limited``.
+
+    ``rates`` are what they allow, by the methods' names.
+    """
 
     def __init__(self, settings: Settings) -> None:
-        self._requests_per_second = settings.rate_limit
+        self.rates = {
+            "request": Rate(settings.rate_limit, "requests", 1),
+            "registration": Rate(REGISTRATIONS_PER_MINUTE, "registrations", 60),
+            "replay": Rate(REPLAYS_PER_MINUTE, "replay starts", 60),
+            "publish": Rate(EVENTS_PER_SECOND, "events", 1),
+        }
 
     def request(self, tenant_id: int) -> None:
         """Any request but a publish. Refused ones do not count, invalid ones do."""
-        _hit(tenant_id, "requests", self._requests_per_second, 1)
+        _hit(tenant_id, self.rates["request"])
 
     def registration(self, tenant_id: int) -> None:
         """A request that makes us call a URL of the tenant's choice: it is asked to consent."""
-        _hit(tenant_id, "registrations", REGISTRATIONS_PER_MINUTE, 60)
+        _hit(tenant_id, self.rates["registration"])
 
     def replay(self, tenant_id: int) -> None:
         """The start of a replay."""
-        _hit(tenant_id, "replay starts", REPLAYS_PER_MINUTE, 60)
+        _hit(tenant_id, self.rates["replay"])
 
     def publish(self, tenant_id: int, events: int = 1) -> None:
         """Publishing so many events."""
@@ -49,14 +71,13 @@ def too_many_events(wait_seconds: float) -> errors.Error:
     return _too_many(f"{EVENTS_PER_SECOND:,} events per second", wait_seconds)
 
 
-def _hit(tenant_id: int, what: str, at_most: int, seconds: int) -> None:
+def _hit(tenant_id: int, rate: Rate) -> None:
     wait = _asked(
         "SELECT hookjetty.count_hit(%s, %s, %s * interval '1 second')",
-        (f"{what}:{tenant_id}", at_most, seconds),
+        (f"{rate.what}:{tenant_id}", rate.at_most, rate.seconds),
     )
     if wait is not None:
-        per = "second" if seconds == 1 else f"{seconds} seconds"
-        raise _too_many(f"{at_most:,} {what} per {per}", wait)
+        raise _too_many(str(rate), wait)
 
 
 def _asked(sql: str, parameters: tuple[object, ...]) -> float | None:

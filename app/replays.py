@@ -6,19 +6,24 @@ What is written here is the request; a dispatcher's job walks the events and mak
 from __future__ import annotations
 
 import re
-from datetime import datetime
 from typing import NamedTuple
 
 from peewee import fn
 
 from app import errors
 from app.db import db
-from app.models import LARGEST_ID, Endpoint, Event, Replay, id_at, id_time, rfc3339, wake
-
-# RFC 3339, section 5.6. A leap second is its minute's end, which no clock of ours can name.
-_TIME = re.compile(
-    r"(\d{4}-\d\d-\d\d)[Tt]((?:[01]\d|2[0-3]):\d\d):(\d\d)(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII
+from app.models import (
+    LARGEST_ID,
+    Endpoint,
+    Event,
+    Replay,
+    id_at,
+    id_time,
+    read_time,
+    rfc3339,
+    wake,
 )
+
 _EVENT = re.compile(r"evt_([1-9][0-9]{0,15})")
 
 WATERMARKS = "must be a time such as 2025-10-05T06:00:00Z, an event's id (evt_…) or failing_since"
@@ -84,7 +89,10 @@ def _watermark(endpoint: Endpoint, text: str, oldest: int, latest: int) -> int:
         return id_at(endpoint.failing_since)
     if text.startswith("evt_"):
         return _event_watermark(endpoint.tenant_id, text, oldest)
-    from_id = id_at(_time(text))
+    moment = read_time(text)
+    if moment is None:
+        raise errors.invalid("from", WATERMARKS)
+    from_id = id_at(moment)
     if from_id > latest:
         raise errors.invalid("from", f"is in the future; it is {rfc3339(id_time(latest))} now")
     return from_id
@@ -98,24 +106,6 @@ def _event_watermark(tenant_id: int, text: str, oldest: int) -> int:
     if event_id >= oldest:
         Event.get_of(tenant_id, event_id)
     return event_id
-
-
-def _time(text: str) -> datetime:
-    """A moment in RFC 3339.
-
-    >>> _time("2016-12-31T23:59:60.5Z").isoformat()
-    '2016-12-31T23:59:59.500000+00:00'
-    """
-    found = _TIME.fullmatch(text)
-    if found is None:
-        raise errors.invalid("from", WATERMARKS)
-    day, minute, second, fraction, offset = found.groups()
-    second = "59" if second == "60" else second
-    fraction = (fraction or "")[:7]  # microseconds
-    try:
-        return datetime.fromisoformat(f"{day}T{minute}:{second}{fraction}{offset.upper()}")
-    except ValueError:
-        raise errors.invalid("from", WATERMARKS) from None
 
 
 def _insert(endpoint: Endpoint, from_id: int, upto_id: int) -> Replay:

@@ -8,12 +8,20 @@ from flask import Flask
 from peewee import PeeweeException
 
 from app import __version__, logs
-from app.blueprints import ops
+from app.blueprints import documentation, ops
 from app.blueprints.admin import endpoints as admin_endpoints
+from app.blueprints.admin import event_types as admin_event_types
 from app.blueprints.admin import surface as admin_surface
 from app.blueprints.admin import tasks as admin_tasks
 from app.blueprints.common import Api, Service, install
-from app.blueprints.tenant import endpoints, events, replays, surface, tasks
+from app.blueprints.tenant import (
+    endpoints,
+    event_types,
+    events,
+    replays,
+    surface,
+    tasks,
+)
 from app.db import db, is_away, open_database
 from app.ingest import Ingest
 from app.settings import Settings, load
@@ -31,11 +39,27 @@ def create_app(settings: Settings | None = None) -> Flask:
     if settings is None:
         settings = load()
         logs.configure(settings)
+    app = assemble(settings)
+    open_database(settings.database_url or "", "hookjetty api")
+    try:
+        db.ready()
+        app.extensions["hookjetty"].check_database()
+    except PeeweeException as error:
+        if not is_away(error):
+            raise
+        log.warning("the database is away, starting without it: %s", str(error).strip())
+    finally:
+        db.give_up()
+    return app
+
+
+def assemble(settings: Settings) -> Flask:
+    """All surfaces on one application, which knows no database yet."""
     app = Flask(__name__, static_folder=None)
     app.config.update(
         API_TITLE="Hookjetty",
         API_VERSION=__version__,
-        OPENAPI_VERSION="3.1.0",
+        OPENAPI_VERSION="3.1.1",
     )
     app.json.sort_keys = False  # type: ignore[attr-defined]  # of Flask's own provider
     app.url_map.merge_slashes = False  # a redirect would be an answer outside of every dialect
@@ -43,7 +67,9 @@ def create_app(settings: Settings | None = None) -> Flask:
     service = app.extensions["hookjetty"] = Service.from_settings(settings)
     install(app, [surface.dialect(), admin_surface.dialect()])
     api = Api(app)
-    for module in (admin_endpoints, admin_tasks, endpoints, events, tasks, replays, ops):
+    tenants_nouns = (endpoints, event_types, events, tasks, replays)
+    admins_nouns = (admin_endpoints, admin_event_types, admin_tasks)
+    for module in (*tenants_nouns, *admins_nouns, ops, documentation):
         api.register_blueprint(module.blp)
 
     app.wsgi_app = Ingest(  # type: ignore[assignment]  # what Flask documents
@@ -53,15 +79,4 @@ def create_app(settings: Settings | None = None) -> Flask:
         service.limits,
         lambda: service.is_checked,
     )
-
-    open_database(settings.database_url or "", "hookjetty api")
-    try:
-        db.ready()
-        service.check_database()
-    except PeeweeException as error:
-        if not is_away(error):
-            raise
-        log.warning("the database is away, starting without it: %s", str(error).strip())
-    finally:
-        db.give_up()
     return app

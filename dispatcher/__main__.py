@@ -145,6 +145,7 @@ def _scheduler(settings: Settings, heart: Heart, engine: Engine) -> BackgroundSc
     every(5, "heartbeat", heart.beat)
     every(1, "replays", lambda: _feed(engine, jobs.replay_step))
     every(1, "settle", lambda: _feed(engine, jobs.settle_step))
+    every(10, "erasures", lambda: jobs.until_done(jobs.erase_step))
     every(10, "sweep", lambda: jobs.until_done(jobs.sweep))
     every(600, "prune", lambda: jobs.until_done(lambda: jobs.prune_step(days)), soon=False)
     every(3600, "retention", lambda: jobs.drop_expired(days))

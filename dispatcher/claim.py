@@ -307,8 +307,8 @@ def _move(
     if chosen:
         assert result.now is not None
         _deliver(chosen, targets, result, result.now + lease_seconds)
-    # Those that found no event: they would stay ready, be taken by every claim and hide what is
-    # behind them.
+    # Those that found no event, or one whose data was erased: they would stay ready, be taken by
+    # every claim and hide what is behind them.
     settled += [(task_id, "failed", "expired") for task_id in chosen]
     if settled:
         _SETTLE(
@@ -322,7 +322,7 @@ def _move(
 def _deliver(
     chosen: dict[int, _Taken], targets: Mapping[int, Target], result: Claim, ends_at: float
 ) -> None:
-    """Lease the chosen tasks until that time; leaves those in ``chosen`` that have no event."""
+    """Lease the chosen tasks until that time; leaves in ``chosen`` those without data."""
     rows = _DELIVER(as_array(chosen), ends_at)
     if not rows:
         return
@@ -381,7 +381,7 @@ SET status = 'delivering', ready = false, tries = t.tries + 1,
     step = t.step + (t.status = 'delivering')::integer,
     failure = CASE WHEN t.status = 'delivering' THEN 'interrupted' ELSE t.failure END,
     attempt_id = hookjetty.new_id(), next_try_at = to_timestamp($2)
-FROM hookjetty.events e WHERE t.id = ANY ($1) AND e.id = t.event_id
+FROM hookjetty.events e WHERE t.id = ANY ($1) AND e.id = t.event_id AND e.data IS NOT NULL
 RETURNING t.id, t.attempt_id, e.type, e.data::text
 """,
 )

@@ -12,8 +12,9 @@ from functools import partial
 
 import structlog
 
+from app import events
 from app.db import db, retrying
-from app.models import MADE_WITHIN, Dispatcher
+from app.models import MADE_WITHIN, Dispatcher, Event
 
 log = structlog.get_logger()
 
@@ -68,7 +69,8 @@ def replay_step() -> bool:
     """The next batch of one running replay: events become tasks in lane 1.
 
     The tasks and the cursor commit together, so a crash leaves neither a gap nor a repeat. Events
-    with an open task for the endpoint are on their way already and are skipped.
+    with an open task for the endpoint are on their way already and are skipped; so are test events,
+    and those whose data was erased.
     """
     with db.atomic():
         replay = db.execute_sql(
@@ -86,7 +88,8 @@ def replay_step() -> bool:
         last, looked_at, wanted = db.execute_sql(
             """
             WITH batch AS MATERIALIZED (
-                SELECT e.id, e.type FROM hookjetty.events e
+                SELECT e.id, e.type, e.endpoint_id IS NULL AND e.data IS NOT NULL AS can_go
+                FROM hookjetty.events e
                 WHERE e.tenant_id = %(tenant)s AND e.id > %(cursor)s AND e.id <= %(upto)s
                 ORDER BY e.id LIMIT %(batch)s),
             on_its_way AS MATERIALIZED (
@@ -102,7 +105,7 @@ def replay_step() -> bool:
                   AND t.status IN ('pending', 'delivering', 'retry', 'waiting'))
             SELECT (SELECT max(id) FROM batch), (SELECT count(*) FROM batch), ARRAY(
                 SELECT b.id FROM batch b
-                WHERE %(patterns)s::text[] && hookjetty.patterns_for(b.type)
+                WHERE %(patterns)s::text[] && hookjetty.patterns_for(b.type) AND b.can_go
                   AND b.id NOT IN (SELECT event_id FROM on_its_way)
                 ORDER BY b.id)
             """,
@@ -150,6 +153,25 @@ def _make_replay_tasks(
             (tenant_id, endpoint_id, active, active, active, replay_id, missing),
         ).fetchall()
         missing = sorted(set(missing) - {row[0] for row in made})
+
+
+# -------------------------------------------------------------------------------------- erasures
+
+
+def erase_step() -> bool:
+    """Erase what was recorded about one erased event's tasks that were under way."""
+    with db.atomic():
+        row = db.execute_sql(
+            "SELECT event_id, tenant_id FROM hookjetty.erasures WHERE again_at <= now()"
+            " ORDER BY again_at LIMIT 1 FOR UPDATE SKIP LOCKED"
+        ).fetchone()
+        if row is None:
+            return False
+        event_id, tenant_id = row
+        event = Event.get_or_none(Event.id == event_id, Event.tenant_id == tenant_id)
+        if event is None or events.erase_answers(event):
+            db.execute_sql("DELETE FROM hookjetty.erasures WHERE event_id = %s", (event_id,))
+    return True
 
 
 # -------------------------------------------------------------------------------------- settling

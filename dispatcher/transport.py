@@ -1,7 +1,8 @@
 """The libcurl multi loop: many requests in flight on one thread, every limit enforced.
 
 What a request may cost is bounded whatever the receiver does: one deadline over name, connect,
-TLS, headers and body; 64 KiB of headers and 64 KiB of body are read at most, then we hang up.
+TLS, headers and body; 64 KiB of headers and 64 KiB of body are read at most, and not much more of
+whatever else a receiver may send, then we hang up.
 Success is a 2xx with complete headers; what the body does after that changes nothing.
 
 The way of a request: ``submit`` → ``_start`` (judge the URL, find its addresses) →
@@ -19,6 +20,7 @@ import re
 import resource
 import selectors
 import socket
+import struct
 import threading
 import time
 from collections import deque
@@ -52,10 +54,14 @@ FAILURES = {
 MAX_HEADER_BYTES = 64 * 1024
 # Read further than is kept, so that an ordinary response of some KiB leaves the connection usable.
 MAX_BODY_BYTES = 64 * 1024
+# All that a connection may bring for one request, TLS included, and how often that is looked at.
+MAX_WIRE_BYTES = 1024 * 1024
+FLOOD_SECONDS = 0.25
 KEPT_HEADER_BYTES = 16 * 1024
 KEPT_BODY_BYTES_ON_SUCCESS = 1024
 KEPT_BODY_BYTES_ON_FAILURE = 16 * 1024
 KEPT_RETRY_AFTER_CHARACTERS = 256
+BODY_BYTES_KEPT_WHILE_IDLE = 4096
 # An idle connection is not used again after MAXAGE, no connection after MAXLIFETIME: receivers
 # move, and a name's addresses are asked for again every 60 s.
 IDLE_CONNECTION_SECONDS = 60
@@ -147,6 +153,8 @@ class Transport:
         self._load_lock = threading.Lock()
         self._active = 0
         self._idle: list[_Transfer] = []
+        self._running: dict[_Transfer, None] = {}  # The oldest first.
+        self._look_for_floods_at = 0.0
         self._transfers: dict[pycurl.Curl, _Transfer] = {}
 
         self._multi = pycurl.CurlMulti()
@@ -247,6 +255,8 @@ class Transport:
         if self._timer_at is not None and self._timer_at <= time.monotonic():
             self._timer_at = None
             socket_action(pycurl.SOCKET_TIMEOUT, 0)
+        if self._running:
+            self._cut_off_floods()
         # Last: a transfer may end in any call above, and nothing would end the next wait for it.
         self._collect()
 
@@ -334,6 +344,29 @@ class Transport:
             )
             return
         self._active += 1
+        self._running[transfer] = None
+
+    def _cut_off_floods(self) -> None:
+        """Hang up on receivers that send more than any response may have.
+
+        Headers and body are counted as they come (``_Transfer._on_header``, ``_on_body``), but what
+        is neither, such as a chunk's extensions, libcurl reads without end and without a word. One
+        receiver could keep the loop busy with that until its deadline.
+
+        Rejected: MAX_RECV_SPEED, which counts the body alone and holds ordinary responses up.
+        """
+        now = time.monotonic()
+        if now < self._look_for_floods_at:
+            return
+        self._look_for_floods_at = now + FLOOD_SECONDS
+        floods = []
+        for transfer in self._running:
+            if transfer.begun_at > now - FLOOD_SECONDS:
+                break  # Nor are those behind it old enough; most are done before they are.
+            if transfer.is_flooded():
+                floods.append(transfer)
+        for transfer in floods:
+            self._end(transfer, E_TOO_LARGE, "more than a response may have", now)
 
     def _collect(self) -> None:
         """Take from libcurl what has ended."""
@@ -353,6 +386,7 @@ class Transport:
             self._multi.add_handle(transfer.curl)
             return
         self._active -= 1
+        del self._running[transfer]
         try:
             outcome = transfer.outcome(code, message, now)
         except Exception:
@@ -360,6 +394,7 @@ class Transport:
             outcome = Outcome(
                 transfer.tag, transfer.started_at, failure="bad_response", detail="see the log"
             )
+        transfer.let_go()
         self._idle.append(transfer)
         self._done(outcome)
 
@@ -499,6 +534,8 @@ class _Transfer:
         "_sends",
         "_start",
         "_timeout_ms",
+        "_wire_bytes_before",
+        "begun_at",
         "curl",
         "offered_unusable_connection",
     )
@@ -518,6 +555,8 @@ class _Transfer:
         self._body = bytearray()
         self._pinned = False
         self._timeout_ms = 0
+        self._wire_bytes_before: int | None = None
+        self.begun_at = 0.0
         self.curl = curl = pycurl.Curl()
         for option, value in (
             (pycurl.NOSIGNAL, 1),
@@ -563,6 +602,7 @@ class _Transfer:
         self._start = start
         self._addresses = addresses
         self.offered_unusable_connection = False
+        self.begun_at = now
         self._clear()
         setopt = self.curl.setopt
         setopt(pycurl.URL, destination.url)
@@ -636,6 +676,24 @@ class _Transfer:
             outcome.truncated = code != 0 or self._body_bytes > kept
         return outcome
 
+    def is_flooded(self) -> bool:
+        """Whether its connection has brought more than any response may have, as far as the kernel
+        says. Of a connection that was used before, what came until the first look is not counted.
+        """
+        fd = self.curl.getinfo(pycurl.ACTIVESOCKET)
+        received = _bytes_received(fd) if fd >= 0 else 0
+        if self._wire_bytes_before is None:
+            self._wire_bytes_before = 0 if self._opened else received
+        return received - self._wire_bytes_before > MAX_WIRE_BYTES
+
+    def let_go(self) -> None:
+        """Keep no large body while idle: hundreds of handles would hold on to the largest events
+        that each has ever sent.
+        """
+        if len(self._start.request.body) > BODY_BYTES_KEPT_WHILE_IDLE:
+            self._start.request.body = b""
+            self.curl.setopt(pycurl.POSTFIELDS, b"")
+
     def _clear(self) -> None:
         self._head.clear()
         self._body.clear()
@@ -645,6 +703,7 @@ class _Transfer:
         self._sends = 0
         self._opened = False
         self._peer = ("", 0)
+        self._wire_bytes_before = None
 
     def _set_deadline(self, now: float) -> None:
         start = self._start
@@ -700,9 +759,10 @@ class _Transfer:
 
     def _on_ready_to_send(self, ip: str, _own_ip: str, port: int, own_port: int) -> int:
         """Before each sending: a pooled connection must be sound and lead where the name does."""
-        if not self._opened and (
-            own_port in self._retired_ports or (self._addresses and ip not in self._addresses)
-        ):
+        if self._opened:
+            # If it is there, it was another connection's, which libcurl closed without offering it.
+            self._retired_ports.discard(own_port)
+        elif own_port in self._retired_ports or (self._addresses and ip not in self._addresses):
             self._retired_ports.discard(own_port)
             self.offered_unusable_connection = True
             return pycurl.PREREQFUNC_ABORT
@@ -737,6 +797,29 @@ def _connections() -> int:
     return min(MOST_CONNECTIONS, max(16, descriptors // 2))
 
 
+# struct tcp_info, linux/tcp.h
+_TCP_INFO = getattr(socket, "TCP_INFO", None)
+_BYTES_RECEIVED = struct.Struct("@128xQ")
+
+
+def _bytes_received(fd: int) -> int:
+    """What a TCP connection has brought so far; 0 where the system does not tell (only Linux)."""
+    if _TCP_INFO is None:
+        return 0
+    try:
+        connection = socket.socket(fileno=fd)
+    except OSError:
+        return 0
+    try:
+        info = connection.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _BYTES_RECEIVED.size)
+    except OSError:
+        return 0
+    finally:
+        connection.detach()  # It is libcurl's to close.
+    received: int = _BYTES_RECEIVED.unpack(info)[0] if len(info) == _BYTES_RECEIVED.size else 0
+    return received
+
+
 def _pin(destination: Destination, addresses: tuple[str, ...]) -> str:
     """The addresses of a name in libcurl's terms; "+" lets the entry expire by itself."""
     pinned = ",".join(f"[{a}]" if ":" in a else a for a in addresses)
@@ -747,6 +830,9 @@ def _pin(destination: Destination, addresses: tuple[str, ...]) -> str:
 
 _INTERIM = re.compile(rb"HTTP/1\.[01] 1(?!01)[0-9][0-9](?:[ \n]|$)")
 _RETRY_AFTER = re.compile(r"^retry-after:(.*)$", re.IGNORECASE | re.MULTILINE)
+
+# CURLE_TOO_LARGE, for which pycurl has no name: a line longer than libcurl takes.
+E_TOO_LARGE = 100
 
 # What libcurl's verdict means while the headers are not complete.
 _FAILURE_OF_CODE = {
@@ -765,8 +851,7 @@ _FAILURE_OF_CODE = {
     pycurl.E_SEND_ERROR: "reset",
     pycurl.E_RECV_ERROR: "reset",
     pycurl.E_PARTIAL_FILE: "reset",
-    # A line longer than libcurl takes; pycurl has no name for CURLE_TOO_LARGE.
-    100: "too_large",
+    E_TOO_LARGE: "too_large",
 }
 
 

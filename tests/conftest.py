@@ -12,7 +12,7 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -29,6 +29,8 @@ from app.auth import Tokens
 from app.db import db
 from app.settings import Settings, load
 from app.wsgi import create_app
+from tests.documented import checked
+from tests.hostile import Receiver
 
 # What makes a server fast and unsafe; nothing here outlives the session. Creating a database takes
 # 25 ms with wal_level=minimal and 250 ms without.
@@ -145,6 +147,16 @@ def database(server_url: str, template: str) -> Iterator[str]:
             db.give_up()
 
 
+# ---------------------------------------------------------------------------------- receivers
+
+
+@pytest.fixture
+def receivers() -> Iterator[Callable[..., Receiver]]:
+    """Start receivers that misbehave: ``receivers(behaviour)``."""
+    with ExitStack() as stack:
+        yield lambda behave, **options: stack.enter_context(Receiver(behave, **options))
+
+
 # -------------------------------------------------------------------------------- application
 
 
@@ -169,6 +181,7 @@ def settings(environ: dict[str, str]) -> Settings:
 def app(settings: Settings) -> Flask:
     """The application, in this process."""
     app = create_app(settings)
+    app.test_client_class = checked(FlaskClient)
     db.ready()
     return app
 
@@ -252,7 +265,7 @@ def consent(database: str) -> Iterator[None]:
             while not over.wait(0.005):
                 cursor.execute(
                     "UPDATE hookjetty.endpoints SET status = 'active', verified_at = now(),"
-                    " handshake_at = NULL WHERE status = 'pending'"
+                    " handshake_at = NULL, handshake_failure = NULL WHERE status = 'pending'"
                 )
         connection.close()
 

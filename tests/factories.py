@@ -85,3 +85,10 @@ def rows(cursor: Any) -> list[dict[str, Any]]:
     """A cursor's rows by column name."""
     names = [column[0] for column in cursor.description]
     return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+
+def most_rows_of_a_node(plan: dict[str, Any]) -> float:
+    """How many rows the busiest node of an EXPLAIN (ANALYZE, FORMAT JSON) looked at."""
+    looked_at = plan["Actual Rows"] + plan.get("Rows Removed by Filter", 0)
+    below = (most_rows_of_a_node(each) for each in plan.get("Plans", []))
+    return max([looked_at * plan["Actual Loops"], *below])

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import os
+import re
 import socket
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from pathlib import Path
 
-import pycurl
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.destinations import (
     _SPECIAL_IPV4,
+    _SPECIAL_IPV6,
     MAX_URL_CHARACTERS,
     Policy,
     Refused,
-    is_numeric,
 )
 
 POLICY = Policy()
@@ -79,53 +78,11 @@ def test_canonicalizing_twice_changes_nothing(host, port, path):
     [
         ("", "empty"),
         ("example.com", "must start with https://"),
-        ("//example.com/", "must start with https://"),
-        ("https:example.com", "must start with https://"),
-        ("https:/example.com", "must start with https://"),
-        ("ftp://example.com/", "must start with https://"),
-        ("file:///etc/passwd", "must start with https://"),
-        ("gopher://example.com/", "must start with https://"),
-        ("http+unix://%2Fvar%2Frun%2Fdocker.sock/", "must start with https://"),
-        ("javascript:alert(1)", "must start with https://"),
-        (" https://example.com/", "whitespace"),
-        ("https://example.com/ ", "whitespace"),
-        ("https://exam\tple.com/", "whitespace"),
-        ("https://example.com/\r\nX: y", "whitespace"),
-        ("https://example.com/\0", "whitespace"),
-        ("https://example.com/\u2028", "whitespace"),
-        ("https://exam\u200bple.com/", "invisible"),
-        ("https://exam\u00adple.com/", "invisible"),
-        ("https://example.com/\u202egnp", "invisible"),
-        ("https://example.com/\ud800", "invisible"),
-        ("https://127.0.0.1:80\\@example.com/", "backslash"),
-        ("https://example.com/\\a", "backslash"),
-        ("https://example.com/#top", "fragment"),
-        ("https://example.com#@127.0.0.1/", "fragment"),
-        ("https://user:secret@example.com/", "user name or password"),
-        ("https://a@b@c/", "user name or password"),
-        ("https://@example.com/", "user name or password"),
         ("https:///path", "no host"),
-        ("https://:443/", "no host"),
-        ("https://%6c%6f%63alhost/", "percent"),
-        ("https://[fe80::1%25eth0]/", "percent"),
-        ("https://[fe80::1%eth0]/", "percent"),
-        ("https://[::1", "not a number from 1 to 65535"),
-        ("https://[::1]x/", "not a number from 1 to 65535"),
         ("https://[1.2.3.4]/", "not an IPv6 address"),
         ("https://[]/", "not an IPv6 address"),
         ("https://[v1.a]/", "not an IPv6 address"),
-        ("https://example.com:/", "not a number from 1 to 65535"),
-        ("https://example.com:0/", "not a number from 1 to 65535"),
-        ("https://example.com:00443/", "not a number from 1 to 65535"),
-        ("https://example.com:65536/", "not a number from 1 to 65535"),
-        ("https://example.com:-1/", "not a number from 1 to 65535"),
-        ("https://example.com:８０/", "not a number from 1 to 65535"),
         ("https://example.com：80/", "not a valid international name"),
-        ("https://example.com:22/", "port 22"),
-        ("https://example.com:25/", "port 25"),
-        ("https://example.com:5432/", "port 5432"),
-        ("https://example.com:6379/", "port 6379"),
-        ("https://example.com:11211/", "port 11211"),
         ("https://" + "a" * 64 + ".example/", "label of 64"),
         ("https://" + "a." * 127 + "example/", "at most 253"),
         ("https://a..example/", "is not a name"),
@@ -151,47 +108,6 @@ def test_a_url_may_have_2048_characters_and_no_more():
     assert POLICY.judge_url(longest) == longest
     with pytest.raises(Refused, match="2049 characters"):
         POLICY.judge_url(longest + "a")
-
-
-@pytest.mark.parametrize(
-    "host",
-    [
-        "0",
-        "127.1",
-        "127.0.1",
-        "0x7f.1",
-        "0X7F.0.0.1",
-        "0x7f000001",
-        "0177.0.0.1",
-        "017700000001",
-        "2130706433",
-        "127.0.0.01",
-        "127.0.0.1.",
-        "256.1.1.1",
-        "1.2.3.4.5",
-        "08.8.8.8",
-        "8.8.8",
-        "example.0x",
-        "１２７．０．０．１",
-        "127。0。0。1",
-        "①②⑦.⓪.⓪.①",
-        "０ｘ７ｆ.1",
-    ],
-)
-def test_a_number_in_disguise_is_no_host(host):
-    with pytest.raises(Refused, match="number in disguise"):
-        Policy(allow_networks=(ip_network("0.0.0.0/0"),)).judge_url(f"https://{host}/")
-
-
-@unhurried
-@given(st.text(st.sampled_from("0123456789abcdefxX."), min_size=1, max_size=14))
-@example("0x7f.1")
-def test_whatever_libc_takes_for_an_address_we_take_for_a_number(host):
-    try:
-        socket.inet_aton(host)
-    except OSError:
-        return
-    assert is_numeric(host)
 
 
 @pytest.mark.parametrize(
@@ -263,32 +179,6 @@ def test_plain_http_goes_to_allowed_networks_only():
 
 # --- Addresses ---------------------------------------------------------------------------------
 
-# Where we are stricter than one of the projects whose tests the corpus collects.
-STRICTER = {
-    "64:ff9b::101:101": "NAT64 is refused whole, as two of three projects do",
-    "64:ff9b::5db8:d822": "likewise",
-    "64:ff9b:1:808:8:800::": "a local NAT64, of which we cannot know where it puts the address",
-    "64:ff9c::1": "unassigned; nothing outside 2000::/3 is public",
-    "100:0:0:1::1": "a dummy prefix since RFC 9780",
-    "2001:2f::1": "ORCHIDv2 are no locations on the network; another project refuses 2001:2f:ffff…",
-}
-
-
-def test_the_verdicts_of_other_projects_are_ours():
-    folder = os.environ.get("HOOKJETTY_CORPORA")
-    if not folder:
-        pytest.skip("HOOKJETTY_CORPORA is not set: no ip_verdicts.tsv to compare with")
-    verdicts = {}
-    for line in (Path(folder) / "ip_verdicts.tsv").read_text().splitlines():
-        if not line.startswith("#"):
-            address, consensus = line.split("\t")[:2]
-            verdicts[address] = consensus
-    ours = {a: "allow" if is_accepted(POLICY, a) else "deny" for a in verdicts}
-    different = {a for a, v in verdicts.items() if v in {"allow", "deny"} and ours[a] != v}
-    assert list(verdicts.values()).count("deny") >= 178
-    assert different == set(STRICTER)
-    assert all(ours[a] == "deny" for a in STRICTER)
-
 
 def is_accepted(policy, address, port=443):
     try:
@@ -323,44 +213,7 @@ def test_a_special_network_ends_where_it_ends(last_outside, first, last, first_o
     ]
 
 
-DENIED_IPV4 = st.sampled_from([network for network, _ in _SPECIAL_IPV4]).flatmap(
-    lambda network: st.integers(int(network[0]), int(network[-1])).map(IPv4Address)
-)
 ANY_IPV4 = st.integers(0, 2**32 - 1).map(IPv4Address)
-
-
-def embeddings(ipv4: IPv4Address, prefix: int) -> list[int]:
-    """Every way to carry an IPv4 address in an IPv6 one; ``prefix`` fills what is free."""
-    a = int(ipv4)
-    return [
-        0xFFFF << 32 | a,  # mapped
-        a,  # compatible
-        0xFFFF << 48 | a,  # SIIT
-        0x0064_FF9B << 96 | a,  # NAT64
-        0x0064_FF9B_0001 << 80 | a,  # local NAT64, below a /96
-        0x0064_FF9B_0001 << 80 | (a >> 16) << 64 | (a & 0xFFFF) << 40,  # below a /48
-        0x2002 << 112 | a << 80,  # 6to4
-        0x2001 << 112 | (a ^ 0xFFFFFFFF),  # Teredo
-        0x2600 << 112 | prefix << 64 | 0x5EFE << 32 | a,  # ISATAP
-        0x2600 << 112 | prefix << 64 | 0x02005EFE << 32 | a,
-    ]
-
-
-@unhurried
-@given(DENIED_IPV4, st.integers(0, 2**48 - 1))
-@example(IPv4Address("127.0.0.1"), 0)
-@example(IPv4Address("0.0.0.0"), 0)
-def test_an_ipv4_address_that_is_denied_is_denied_inside_ipv6_too(ipv4, prefix):
-    for bits in embeddings(ipv4, prefix):
-        assert not is_accepted(POLICY, str(IPv6Address(bits))), IPv6Address(bits)
-
-
-@unhurried
-@given(DENIED_IPV4)
-def test_allowing_nat64_opens_no_private_ipv4_network(ipv4):
-    behind_nat64 = Policy(allow_networks=(ip_network("64:ff9b::/96"),))
-    assert is_accepted(behind_nat64, "64:ff9b::1.1.1.1")
-    assert not is_accepted(behind_nat64, f"64:ff9b::{ipv4}")
 
 
 @unhurried
@@ -412,51 +265,8 @@ def test_the_settings_make_the_policy():
     assert Policy().allow_networks == ()
 
 
-# --- libcurl sees the same host ----------------------------------------------------------------
-
-PLANTED, ELSEWHERE = "127.9.9.9", "127.6.6.6"
-
-
-def address_libcurl_opens(url, pins):
-    """What libcurl would connect to."""
-    opened = []
-    curl = pycurl.Curl()
-    curl.setopt(pycurl.URL, url)
-    curl.setopt(pycurl.PROXY, "")
-    curl.setopt(pycurl.RESOLVE, pins)
-
-    def note(_purpose, address):
-        opened.append(address[3])
-        return pycurl.SOCKET_BAD
-
-    curl.setopt(pycurl.OPENSOCKETFUNCTION, note)
-    with pytest.raises(pycurl.error):
-        curl.perform()
-    curl.close()
-    return opened[0][:2]
-
-
-@unhurried
-@given(
-    st.one_of(
-        st.from_regex(r"[a-zA-Z0-9_.@:\[\]~!$&'()*+,;=-]{1,20}", fullmatch=True),
-        st.text(st.characters(codec="utf-8"), min_size=1, max_size=12),
-    ),
-    st.sampled_from(["", "/", "/a@b", "?x=@c", "/:99//d"]),
-)
-@example("example.com", "/")
-@example("Exa_mple.COM:8443", "?a")
-@example("bücher.example.", "/")
-@example("8.8.8.8:81", "/")
-@example("[2606:4700::1111]:444", "/")
-def test_libcurl_finds_the_host_that_was_judged(authority, rest):
-    try:
-        destination = POLICY.destination(f"https://{authority}{rest}")
-    except Refused:
-        return
-    host, port = destination.host, destination.port
-    if destination.is_literal:
-        assert address_libcurl_opens(destination.url, []) == (host, port)
-    else:
-        pins = [f"*:{port}:{ELSEWHERE}", f"{host}:{port}:{PLANTED}"]
-        assert address_libcurl_opens(destination.url, pins) == (PLANTED, port)
+def test_the_security_page_lists_the_networks_that_are_refused():
+    page = (Path(__file__).parent.parent / "docs/security.md").read_text()
+    table = page.split("### Networks\n")[1].split("\n* ")[0]
+    listed = re.findall(r"`([0-9a-f.:]+/[0-9]+)`", table)
+    assert sorted(listed) == sorted(str(each) for each, _ in _SPECIAL_IPV4 + _SPECIAL_IPV6)

@@ -302,9 +302,9 @@ def test_an_encoded_body_is_refused(publisher):
 
 
 def test_parameters_that_do_not_exist_are_refused_rather_than_ignored(publisher):
-    """Somebody who asks for ?dry_run=1 must not publish."""
-    answer = raw(publisher, json.dumps(event()), "/events?dry_run=1")
-    assert refusal(answer) == "dry_run: is not a parameter of this"
+    """Somebody who mistypes ?dry_run=1 must not publish."""
+    answer = raw(publisher, json.dumps(event()), "/events?dryrun=1")
+    assert refusal(answer) == "dryrun: is not a field of this; there are dry_run"
 
 
 def test_what_only_postgresql_refuses_is_a_400_with_its_reason(publisher, monkeypatch):

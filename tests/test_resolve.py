@@ -344,15 +344,6 @@ def test_a_changed_hosts_file_is_read_again(no_hosts, monkeypatch):
         wait_until(lambda: ask_one(resolver, "nine").addresses == ("8.8.8.8",))
 
 
-def test_search_domains_are_not_tried(no_hosts, monkeypatch):
-    monkeypatch.setenv("LOCALDOMAIN", "internal.test")
-    monkeypatch.setenv("RES_OPTIONS", "ndots:5")
-    with resolving(lambda *_: NXDOMAIN, no_hosts) as (server, resolver):
-        for host in ("db", "db.svc"):
-            assert ask_one(resolver, host).failure == "dns"
-        assert set(server.asked) == {"db", "db.svc"}
-
-
 def wait_until(condition, seconds=5.0):
     deadline = time.monotonic() + seconds
     while not condition():

@@ -5,11 +5,15 @@ A request goes through these steps, each a decorator of its view, in this order:
 1. ``called_by``   The token; the database; the limits. From here on PostgreSQL's absence is
                    ``dependency_down``.
 2. ``arguments``   The body or the query string, strictly (flask-smorest's, with ``StrictParser``).
-3. ``idempotent``  For writes: once per X-Request-Id, in the transaction of the work.
+3. ``idempotent``  For writes: once per X-Request-Id, in the transaction of the work. The header
+                   may also be called Idempotency-Key.
 4. ``response``    flask-smorest's: what the view returned, as JSON.
 
 Every failure is an ``errors.Error`` (``_as_error`` makes one of whatever else was raised), and the
 surface that the path belongs to renders it in its own dialect.
+
+Each decorator also notes on the view what it does (``noted``), and that is what the OpenAPI
+document says: a route is documented by being written.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlencode
 
 import flask_smorest
@@ -46,12 +50,17 @@ from app.db import (
 )
 from app.endpoints import Registry
 from app.ingest import RAISED
+from app.models import Endpoint, IfMatch
 from app.ratelimit import Limits
 from app.schemas.base import Body
 from app.schemas.fields import flat
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
+
+# What makes a write idempotent, and names any request in answers and logs: the contract's name for
+# it, and the one that many clients know (draft-ietf-httpapi-idempotency-key-header).
+KEY_HEADERS = ("X-Request-Id", "Idempotency-Key")
 
 MAX_BODY_BYTES = 512 * 1024
 # What is read on after a refusal, so that the client can finish sending and hear of it.
@@ -61,7 +70,12 @@ DISCARDED_AT_A_TIME = 64 * 1024
 # its threads.
 HANDSHAKE_WAITS = 2
 
+# Where flask-smorest's decorators, and so ours, note what they do.
+NOTES = "_apidoc"
+
 View = Callable[..., Any]
+# From who calls to the tenant who does, or 0.
+Owner = Callable[[Principal], int]
 # From an answer, and whether it is a repeat, to the answer that is sent.
 Completion = Callable[[dict[str, Any], bool], dict[str, Any]]
 
@@ -107,7 +121,7 @@ def service() -> Service:
 
 
 def called_by(
-    owner_of: Callable[[Principal], int],
+    owner_of: Owner,
     *limits: Callable[[Limits, int], None],
     at_most_bytes: int = MAX_BODY_BYTES,
 ) -> Callable[[View], View]:
@@ -120,6 +134,8 @@ def called_by(
 
     def decorate(view: View) -> View:
         takes_query = any(each["in"] == "query" for each in _documented_arguments(view))
+        noted(view, caller=owner_of, at_most_bytes=at_most_bytes)
+        counting(*limits)(view)
 
         @wraps(view)
         def guarded(*args: Any, **kwargs: Any) -> Any:
@@ -137,6 +153,50 @@ def called_by(
         return guarded
 
     return decorate
+
+
+def noted(view: View, **facts: Any) -> None:
+    """Note on a view, for its documentation, what a decorator around it does.
+
+    In flask-smorest's own place for that, which ``functools.wraps`` takes along.
+    """
+    setattr(view, NOTES, notes(view) | facts)
+
+
+def notes(view: View) -> dict[str, Any]:
+    """What the decorators of a view noted about it."""
+    found: dict[str, Any] = getattr(view, NOTES, {})
+    return found
+
+
+def lets_in(**scopes: str | None) -> Callable[[Owner], Owner]:
+    """Note whose tokens an ``owner_of`` accepts, by role, and the scope that each needs."""
+
+    def note(owner_of: Owner) -> Owner:
+        owner_of.lets_in = scopes  # type: ignore[attr-defined]
+        return owner_of
+
+    return note
+
+
+def counting(*limits: Callable[..., None]) -> Callable[[View], View]:
+    """Note that a view counts these methods of ``Limits``, for a decorator that does so."""
+
+    def note(view: View) -> View:
+        noted(view, limits=(*notes(view).get("limits", ()), *limits))
+        return view
+
+    return note
+
+
+def may_answer(*codes: str) -> Callable[[View], View]:
+    """Note error codes that no decorator tells of, and neither do the view's ids."""
+
+    def note(view: View) -> View:
+        noted(view, codes=codes)
+        return view
+
+    return note
 
 
 @contextmanager
@@ -164,13 +224,12 @@ def _counted(limits: Sequence[Callable[[Limits, int], None]]) -> Iterator[None]:
 
 
 def _may_be_repeat() -> bool:
-    return request.method not in ("GET", "HEAD") and "X-Request-Id" in request.headers
+    return request.method not in ("GET", "HEAD") and g.key is not None
 
 
 def _documented_arguments(view: View) -> list[dict[str, Any]]:
     """What the ``arguments`` decorators below said about themselves."""
-    documented = getattr(view, "_apidoc", {}).get("arguments", {})
-    found: list[dict[str, Any]] = documented.get("parameters", [])
+    found: list[dict[str, Any]] = notes(view).get("arguments", {}).get("parameters", [])
     return found
 
 
@@ -199,6 +258,8 @@ class StrictParser(FlaskParser):
         """The body, whatever its method; its Content-Type must say that it is JSON."""
         assert isinstance(schema, Body)
         raw = body()
+        if schema.may_be_absent and not raw:
+            return {}
         if not (req.mimetype == "application/json" or req.mimetype.endswith("+json")):
             raise errors.invalid("Content-Type", "must be application/json")
         return schema.read(raw)
@@ -227,8 +288,9 @@ class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]  # it has no typ
         def route(self, rule: str, **options: Any) -> Callable[[View], View]: ...
         def arguments(self, schema: Schema, **options: Any) -> Callable[[View], View]: ...
         def response(
-            self, status_code: int, schema: Schema | None = None, **options: Any
+            self, status_code: int, schema: Schema | dict[str, Any] | None = None, **options: Any
         ) -> Callable[[View], View]: ...
+        def alt_response(self, status_code: int, **options: Any) -> Callable[[View], View]: ...
 
 
 def body() -> bytes:
@@ -271,16 +333,18 @@ def idempotent(
                 response: Response = view(*args, **kwargs)
                 return response
 
-            key = request.headers.get("X-Request-Id")
-            if key is None:
+            if g.key is None:
                 return _completed(retrying(work), then, is_repeat=False)
-            call = idempotency.Call(g.owner, request.method, request.path, key, body())
+            call = idempotency.Call(g.owner, request.method, request.path, g.key, body())
             answer = retrying(lambda: _once(call, work, answers_secret))
             response = Response(answer.body, answer.status_code, mimetype="application/json")
+            if answer.etag is not None:
+                response.headers["ETag"] = answer.etag
             if answer.is_repeat:
                 response.headers["Idempotent-Replayed"] = "true"
             return _completed(response, then, is_repeat=answer.is_repeat)
 
+        noted(once, idempotent=True)
         return once
 
     return decorate
@@ -292,7 +356,8 @@ def _once(
     def answer() -> idempotency.Answer:
         g.count()
         response = work()
-        return idempotency.Answer(response.status_code, response.get_data(as_text=True))
+        text = response.get_data(as_text=True)
+        return idempotency.Answer(response.status_code, text, response.headers.get("ETag"))
 
     return idempotency.once(call, answer, service().registry.vault, seal=answers_secret)
 
@@ -301,6 +366,58 @@ def _completed(response: Response, then: Completion | None, *, is_repeat: bool) 
     if then is not None:
         response.set_data(_json(then(json.loads(response.get_data()), is_repeat)))
     return response
+
+
+# ------------------------------------------------------------------------ optimistic concurrency
+
+_ETAG = r'(?:W/)?"[\x21\x23-\x7e]*"'
+_is_etags = re.compile(rf"{_ETAG}(?:[ \t]*,[ \t]*{_ETAG})*").fullmatch
+
+
+def if_matching(view: View) -> View:
+    """Have a write depend on the state of its endpoint: the view gets ``if_match``.
+
+    That is what came in ``If-Match`` (RFC 9110, section 13.1.1). A weak tag never matches. What
+    does not match is a 409, since the contract has no 412.
+    """
+
+    @wraps(view)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return view(*args, **kwargs, if_match=_if_match())
+
+    noted(wrapper, if_matching=True)
+    return wrapper
+
+
+def _if_match() -> IfMatch:
+    given = request.headers.get("If-Match")
+    if given is None:
+        return None
+    given = given.strip(" \t")
+    if given == "*":
+        return frozenset("*")
+    if not _is_etags(given):
+        raise errors.invalid("If-Match", 'must be an ETag such as "ep_7.3", several, or *')
+    tags = re.findall(_ETAG, given)
+    return frozenset(tag[1:-1] for tag in tags if tag.startswith('"') and tag != '"*"')
+
+
+def naming_state(view: View) -> View:
+    """Name in the answer the state of the endpoint that it is about.
+
+    The view returns an endpoint or what has one, and may add a status.
+    """
+
+    @wraps(view)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        answer = view(*args, **kwargs)
+        data, status = answer if type(answer) is tuple else (answer, None)
+        endpoint = cast("Endpoint", getattr(data, "endpoint", data))
+        headers = {"ETag": f'"{endpoint.etag}"'}
+        return (data, headers) if status is None else (data, status, headers)
+
+    noted(wrapper, names_state=True)
+    return wrapper
 
 
 # ------------------------------------------------------------------------------- 4. answers
@@ -316,8 +433,13 @@ def link_to_next(next_cursor: str | None) -> dict[str, str]:
 
 def with_text(answer: Mapping[str, Any], name: str, text: str) -> Response:
     """An answer with one more member, whose value is JSON text that must stay as it is."""
+    return Response(text_with(answer, name, text) + "\n", mimetype="application/json")
+
+
+def text_with(answer: Mapping[str, Any], name: str, text: str) -> str:
+    """The same as text."""
     head = _json(answer).removesuffix("}\n")
-    return Response(f'{head},"{name}":{text}}}\n', mimetype="application/json")
+    return f'{head}{"," if answer else ""}"{name}":{text}}}'
 
 
 def _json(value: Any) -> str:
@@ -332,6 +454,7 @@ def _json(value: Any) -> str:
 class Dialect:
     """How the surface below a prefix words its errors: the body for an error and a status."""
 
+    name: str
     prefix: str
     render: Callable[[errors.Error, int], dict[str, Any]]
 
@@ -343,9 +466,25 @@ class Dialect:
 class Api(flask_smorest.Api):  # type: ignore[misc]  # it has no types
     """flask-smorest's registry, without its own error handler, which is for the whole app."""
 
+    DEFAULT_ERROR_RESPONSE_NAME = None  # no error goes without saying: documentation.py
+
+    def init_app(self, app: Flask, **options: Any) -> None:
+        """Let the fields say in the document what they accept and give."""
+        super().init_app(app, **options)
+        self.ma_plugin.converter.add_attribute_function(_described)
+
     def handle_http_exception(self, error: HTTPException) -> Response:
         """An error that Flask itself found, such as an unknown path."""
         return _answer_error(error)
+
+
+def _described(_converter: Any, field: Any, ret: dict[str, Any]) -> dict[str, Any]:
+    """What a field of ours says of itself, beside and instead of what apispec says of its class."""
+    described = {**getattr(field, "described", {}), **field.metadata}
+    for name, value in described.items():
+        if value is None:
+            ret.pop(name, None)
+    return {name: value for name, value in described.items() if value is not None}
 
 
 def install(app: Flask, dialects: Iterable[Dialect]) -> None:
@@ -367,18 +506,21 @@ def plain_error(error: errors.Error, _status: int) -> dict[str, Any]:
 
 
 def _take_request_id() -> None:
-    given = request.headers.get("X-Request-Id")
     g.request_id = uuid.uuid4().hex
+    g.key = None
     structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(request_id=g.request_id)
     if RAISED in request.environ:
         raise request.environ[RAISED]
-    if given is None:
-        return
-    if not re.fullmatch(r"[\x21-\x7e]{1,255}", given):
-        raise errors.invalid("X-Request-Id", "must have 1 to 255 visible ASCII characters")
-    g.request_id = given
-    structlog.contextvars.bind_contextvars(request_id=given)
+    given = {name: request.headers[name] for name in KEY_HEADERS if name in request.headers}
+    for name, key in given.items():
+        if not re.fullmatch(r"[\x21-\x7e]{1,255}", key):
+            raise errors.invalid(name, "must have 1 to 255 visible ASCII characters")
+    if len(set(given.values())) > 1:
+        raise errors.invalid("Idempotency-Key", "is another one than X-Request-Id; send either")
+    for key in given.values():
+        g.key = g.request_id = key
+        structlog.contextvars.bind_contextvars(request_id=key)
 
 
 def _finish(response: Response) -> Response:

@@ -9,23 +9,40 @@ import threading
 from typing import Any
 
 from flask import Response
+from marshmallow import fields, validate
 from peewee import OperationalError
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from app import errors, stats
-from app.blueprints.common import Blueprint, check_database, service
+from app.blueprints.common import Blueprint, check_database, may_answer, service
 from app.db import SchemaMismatch, db, dependable, schema_version, sqlstate
+from app.schemas.base import Outgoing
+from app.schemas.fields import Text
 
 blp = Blueprint("ops", __name__, description="For operators.")
 
 QUERY_CANCELED = "57014"  # past its statement_timeout
+
+
+class Alive(Outgoing):
+    """The process lives."""
+
+    status = Text(validate=validate.Equal("ok"))
+
+
+class Ready(Outgoing):
+    """Requests can be answered."""
+
+    status = Text(validate=validate.Equal("ready"))
+    schema_version = fields.Integer(metadata={"minimum": 1})
+
 
 # One scrape of a process at a time asks the tables, however many ask us.
 _scraping = threading.Lock()
 
 
 @blp.route("/healthz", methods=["GET"])
-@blp.response(200)
+@blp.response(200, Alive())
 def live() -> Any:
     """The process lives
 
@@ -35,7 +52,8 @@ def live() -> Any:
 
 
 @blp.route("/readyz", methods=["GET"])
-@blp.response(200)
+@may_answer("dependency_down")
+@blp.response(200, Ready())
 def ready() -> Any:
     """Requests can be answered
 
@@ -55,7 +73,8 @@ def ready() -> Any:
 
 
 @blp.route("/metrics", methods=["GET"])
-@blp.response(200, content_type="text/plain")
+@may_answer("dependency_down")
+@blp.response(200, {"type": "string"}, content_type="text/plain")
 def metrics() -> Any:
     """Backlog, age of the oldest due task, tasks by status
 

@@ -7,7 +7,6 @@ from marshmallow import fields
 from app.models import ENDPOINT_STATUSES, TASK_STATUSES
 from app.schemas.base import Body, Outgoing, PageQuery, Query
 from app.schemas.fields import (
-    MAX_LIMIT,
     Id,
     Limit,
     Patterns,
@@ -49,13 +48,13 @@ class AdminTaskQuery(PageQuery):
     tenant_id = TextId(required=True)
     status = one_of(TASK_STATUSES)
     endpoint_id = TextId()
-    limit = Limit(load_default=100, metadata={"maximum": MAX_LIMIT})
+    limit = Limit(load_default=100)
 
 
 class AdminEndpointCreated(Outgoing):
     """admin-api.md, 创建Webhook端点."""
 
-    id = fields.Integer(attribute="endpoint.id")
+    id = Id(attribute="endpoint.id")
     url = Text(attribute="endpoint.url")
     secret = Text(metadata={"description": "Only if it was made up now; it is not shown again."})
 
@@ -65,7 +64,7 @@ class AdminEndpointCreated(Outgoing):
 class AdminEndpoint(Outgoing):
     """admin-api.md, 列出Webhook端点."""
 
-    id = fields.Integer()
+    id = Id()
     url = Text()
     status = one_of(ENDPOINT_STATUSES)
     created_at = Time()
@@ -74,7 +73,7 @@ class AdminEndpoint(Outgoing):
 class AdminTask(Outgoing):
     """admin-api.md, Webhook任务列表."""
 
-    id = fields.Integer()
+    id = Id()
     url = TextOrEmpty()
     event = TextOrEmpty(attribute="type", metadata={"description": "Empty once it has expired."})
     status = one_of(TASK_STATUSES)
@@ -86,4 +85,4 @@ class AdminTask(Outgoing):
 class JustId(Outgoing):
     """admin-api.md: the id of what was deleted or retried."""
 
-    id = fields.Integer()
+    id = Id()

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from marshmallow import Schema, fields, post_dump
+from marshmallow import EXCLUDE, RAISE, Schema, fields, post_dump
 
 from app import strictjson
-from app.schemas.fields import MAX_LIMIT, Limit, Text
+from app.schemas.fields import Limit, Text
 
 
 class Incoming(Schema):
     """Something a client sends."""
+
+    class Meta:
+        unknown = RAISE
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -25,7 +28,12 @@ class Incoming(Schema):
 
 
 class Body(Incoming):
-    """The JSON object in the body of a write."""
+    """The JSON object in the body of a write.
+
+    Where it ``may_be_absent``, no body at all stands for an empty object.
+    """
+
+    may_be_absent = False
 
     def read(self, raw: bytes) -> Any:
         """The body as values to load; ``invalid_request`` says what is wrong with it."""
@@ -39,14 +47,30 @@ class Query(Incoming):
 class PageQuery(Query):
     """Which page of a list."""
 
-    limit = Limit(load_default=50, metadata={"maximum": MAX_LIMIT})
-    cursor = Text(metadata={"description": "The `next_cursor` of the page before."})
+    limit = Limit(load_default=50)
+    cursor = Text(
+        metadata={
+            "description": "The `next_cursor` of the page before, with the same filters.",
+            "minLength": 1,
+        }
+    )
 
 
 class Outgoing(Schema):
-    """Something a client gets. Fields in ``where_it_applies`` are left out when they are None."""
+    """Something a client gets. Fields in ``where_it_applies`` are left out when they are None.
+
+    All others are always there, which the OpenAPI document says with ``required``; those that may
+    be null say so with ``allow_none``.
+    """
+
+    class Meta:
+        unknown = EXCLUDE  # more may be added with time; clients must not mind
 
     where_it_applies: tuple[str, ...] = ()
+
+    def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
+        """Note whether the field is always there."""
+        field_obj.required = (field_obj.data_key or field_name) not in self.where_it_applies
 
     @post_dump
     def _leave_out(self, dumped: dict[str, Any], **_kwargs: Any) -> dict[str, Any]:
@@ -63,4 +87,4 @@ def enveloped(name: str, data: fields.Field[Any], **beside: fields.Field[Any]) -
         "msg": Text(dump_default="ok"),
         "data": data,
     }
-    return Schema.from_dict(envelope | beside, name=name)()
+    return Outgoing.from_dict(envelope | beside, name=name)()

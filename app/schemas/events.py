@@ -5,12 +5,27 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from marshmallow import fields, post_load, validate
+from marshmallow import ValidationError, fields, post_load, validate, validates_schema
 
 from app import errors, strictjson
-from app.publish import MAX_BATCH, MAX_DATA_BYTES, MAX_KEY_CHARACTERS, NewEvent
-from app.schemas.base import Body, Outgoing
-from app.schemas.fields import EventType, Id, JsonObject, JsonText, PrefixedId, Text, Time, reworded
+from app.models import ENDPOINT_STATUSES
+from app.publish import MAX_BATCH, MAX_KEY_CHARACTERS, NewEvent
+from app.schemas.base import Body, Outgoing, PageQuery, Query
+from app.schemas.fields import (
+    EventType,
+    Flag,
+    Id,
+    JsonObject,
+    JsonText,
+    Moment,
+    Pattern,
+    PrefixedId,
+    Text,
+    Time,
+    Verbatim,
+    one_of,
+    reworded,
+)
 from app.schemas.tasks import TaskItem
 
 
@@ -18,7 +33,7 @@ class EventToPublish(Body):
     """POST /events."""
 
     type = EventType(required=True)
-    data = JsonObject(required=True, metadata={"type": "object", "maxLength": MAX_DATA_BYTES})
+    data = JsonObject(required=True)
     key = Text(
         validate=validate.Length(
             1, MAX_KEY_CHARACTERS, error=f"must have 1 to {MAX_KEY_CHARACTERS} characters"
@@ -100,15 +115,118 @@ class BatchPublished(Outgoing):
     items = fields.List(fields.Nested(EventPublished()))
 
 
+class HowToPublish(Query):
+    """What to do with what is published."""
+
+    dry_run = Flag(
+        load_default=False,
+        metadata={"description": "Store nothing; say who would get it, and who not and why."},
+    )
+
+
+class WouldReceive(Outgoing):
+    """What publishing an event would mean for one endpoint."""
+
+    endpoint_id = PrefixedId("ep")
+    url = Text(metadata={"description": "Only for a token that may read endpoints."})
+    status = one_of(ENDPOINT_STATUSES)
+    would_receive = fields.Boolean(
+        metadata={"description": "It gets a task, which may have to wait: `why` tells."}
+    )
+    why = Text(metadata={"example": "paused; its tasks wait until it is resumed"})
+
+    where_it_applies = ("url",)
+
+
+class DryRun(Outgoing):
+    """POST /events?dry_run=1: all of the tenant's endpoints, the oldest first."""
+
+    items = fields.List(fields.Nested(WouldReceive()))
+
+
+class DryRuns(Outgoing):
+    """POST /events/batch?dry_run=1, in the order of the request."""
+
+    items = fields.List(fields.Nested(DryRun()))
+
+
+class EventQuery(PageQuery):
+    """A tenant's events, narrowed; or, with `after`, the feed."""
+
+    type_ = Pattern(
+        data_key="type",
+        metadata={"description": "A type, or everything below a prefix: `export.*`."},
+    )
+    key = Text(
+        validate=validate.Length(
+            1, MAX_KEY_CHARACTERS, error=f"must have 1 to {MAX_KEY_CHARACTERS} characters"
+        ),
+        metadata={"description": "The event that was published with this key."},
+    )
+    since = Moment(data_key="from", metadata={"description": "Published then or later, RFC 3339."})
+    until = Moment(data_key="to", metadata={"description": "Published before, RFC 3339."})
+    after = Text(
+        metadata={
+            "description": "The feed: the `next_cursor` of its page before; `start` (or nothing)"
+            " for the oldest event kept, `now` for what commits from now on."
+        }
+    )
+
+    @validates_schema
+    def _is_list_or_feed(self, loaded: dict[str, Any], **_kwargs: Any) -> None:
+        for name in ("cursor", "key", "since", "until"):
+            if "after" in loaded and name in loaded:
+                key = self.fields[name].data_key or name
+                raise ValidationError({key: ["does not go with after, which is for the feed"]})
+
+
 class EventItem(Outgoing):
-    """GET /events/{id}; ``data`` is added as the very text that came in."""
+    """An event."""
 
     event_id = PrefixedId("evt", attribute="id")
     type = Text()
     created_at = Time()
+    fanout = fields.Integer(
+        metadata={"description": "For how many endpoints it became a task when it was published."}
+    )
+    key = Text()
+    test = fields.Function(
+        lambda event: event.is_test or None,
+        metadata={"type": "boolean", "description": "Made to try one endpoint, and only for it."},
+    )
+    erased = fields.Function(
+        lambda event: event.is_erased or None,
+        metadata={"type": "boolean", "description": "Its data was erased."},
+    )
+
+    where_it_applies: tuple[str, ...] = ("key", "test", "erased")
 
 
 class EventWithTasks(EventItem):
-    """GET /events/{id}."""
+    """GET /events/{id}; ``data`` is added as the very text that came in, or null if erased."""
 
     tasks = fields.List(fields.Nested(TaskItem()))
+    data = Verbatim()
+
+
+class EventListed(EventItem):
+    """An event in a list. The feed adds its ``data`` as the very text that came in."""
+
+    data = Verbatim(metadata={"description": "In the feed alone: the text that was published."})
+
+    where_it_applies = (*EventItem.where_it_applies, "data")
+
+
+class EventPage(Outgoing):
+    """A page of a tenant's events, or of the feed."""
+
+    items = fields.List(fields.Nested(EventListed()))
+    next_cursor = Text(
+        allow_none=True,
+        metadata={"description": "Null at the end of the list; always there in the feed."},
+    )
+    has_more = fields.Boolean(
+        metadata={"description": "In the feed alone: more may be there already."}
+    )
+
+    where_it_applies = ("has_more",)

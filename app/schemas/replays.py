@@ -15,7 +15,10 @@ class ReplayRequest(Body):
     watermark = Text(
         required=True,
         data_key="from",
-        metadata={"description": "RFC 3339 time, `evt_…`, or `failing_since`."},
+        metadata={
+            "description": "RFC 3339 time, `evt_…`, or `failing_since`.",
+            "example": "2025-10-05T06:00:00Z",
+        },
     )
 
 
@@ -38,4 +41,4 @@ class ReplayItem(Outgoing):
     events = fields.Integer(metadata={"description": "Looked at so far."})
     tasks = fields.Integer(metadata={"description": "Made so far."})
     created_at = Time()
-    finished_at = Time()
+    finished_at = Time(allow_none=True)

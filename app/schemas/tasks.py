@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from marshmallow import Schema, fields
+from marshmallow import fields
 
-from app.models import TASK_STATUSES
+from app.models import FAILURES, TASK_STATUSES
 from app.schemas.base import Outgoing, PageQuery
-from app.schemas.fields import PrefixedId, Text, Time, one_of
+from app.schemas.fields import PrefixedId, Text, Time, next_cursor, one_of
 
 
 class TaskQuery(PageQuery):
@@ -22,12 +22,14 @@ class TaskItem(Outgoing):
     task_id = PrefixedId("task", attribute="id")
     endpoint_id = PrefixedId("ep")
     event_id = PrefixedId("evt")
-    type = Text()
-    url = Text()
+    type = Text(allow_none=True, metadata={"description": "Null once the event has expired."})
+    url = Text(allow_none=True)
     status = one_of(TASK_STATUSES)
-    failure = Text(metadata={"description": "How its last attempt failed."})
-    tries = fields.Integer()
-    next_try_at = Time()
+    failure = one_of(
+        FAILURES, allow_none=True, metadata={"description": "How its last attempt failed."}
+    )
+    tries = fields.Integer(metadata={"minimum": 0, "description": "Attempts begun."})
+    next_try_at = Time(allow_none=True)
     created_at = Time()
     replay_id = PrefixedId("rpl")
 
@@ -38,17 +40,17 @@ class TaskPage(Outgoing):
     """A page of a tenant's tasks."""
 
     items = fields.List(fields.Nested(TaskItem()))
-    next_cursor = Text()
+    next_cursor = next_cursor()
 
 
-class TimingsMs(Schema):
+class TimingsMs(Outgoing):
     """Milliseconds from the start of an attempt to the end of each phase; null: not reached."""
 
-    resolve = fields.Float()
-    connect = fields.Float()
-    tls = fields.Float()
-    first_byte = fields.Float()
-    total = fields.Float()
+    resolve = fields.Float(allow_none=True)
+    connect = fields.Float(allow_none=True)
+    tls = fields.Float(allow_none=True)
+    first_byte = fields.Float(allow_none=True)
+    total = fields.Float(allow_none=True)
 
 
 class AttemptItem(Outgoing):
@@ -56,13 +58,13 @@ class AttemptItem(Outgoing):
 
     attempt_id = PrefixedId("att", attribute="id")
     try_ = fields.Integer(attribute="number", data_key="try")
-    started_at = Time()
-    status_code = fields.Integer()
-    failure = Text()
+    started_at = Time(allow_none=True)
+    status_code = fields.Integer(allow_none=True)
+    failure = one_of(FAILURES, allow_none=True)
     timings_ms = fields.Nested(TimingsMs())
-    address = Text()
-    response_headers = Text()
-    response_body = Text()
+    address = Text(allow_none=True)
+    response_headers = Text(allow_none=True)
+    response_body = Text(allow_none=True)
     truncated = fields.Boolean()
     resent = fields.Boolean()
 

@@ -4,13 +4,10 @@ notices. Real dispatchers, real sockets.
 
 from __future__ import annotations
 
-import gzip
 import socket
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 
@@ -20,7 +17,7 @@ from tests import hostile
 from tests.acceptance.receiver import RecordingReceiver
 from tests.dispatching import Dispatchers, add_endpoint, all_done, count, wait_until
 from tests.factories import attempt_rows, publish, rows, task_rows
-from tests.hostile import NameServer, Receiver, Silence
+from tests.hostile import Receiver
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -31,31 +28,6 @@ ONE_TRY = {"TIMEOUT_SECONDS": "1", "CONNECT_TIMEOUT_SECONDS": "1", "RETRY_SCHEDU
 
 
 # ------------------------------------------------------------------------------- slow neighbours
-
-
-def test_ten_endpoints_on_a_silent_name_server_slow_nobody(
-    database: str, receiver: RecordingReceiver
-) -> None:
-    """Nor do they slow a healthy endpoint whose name the same server knows."""
-
-    def zone(name: str, query_type: int) -> hostile.Reply:
-        if name.endswith(".silent.test"):
-            return Silence
-        return ["127.0.0.1"] if query_type == hostile.A else []
-
-    with NameServer(zone) as names:
-        with Dispatchers(database, NAMESERVERS=names.address):
-            for number in range(10):
-                add_endpoint(BAD, receiver.url(host=f"{number}.silent.test"))
-            add_endpoint(HEALTHY, receiver.url("/by-address"))
-            add_endpoint(HEALTHY, receiver.url("/by-name", host="loud.test"))
-            for _ in range(30):
-                publish(BAD)
-            wait_until(lambda: len(names.asked) == 10)
-            assert seconds_to_deliver(receiver, 60) < 2
-            # The silent ones are tried and fail within the 5 s that a name may take.
-            wait_until(lambda: count("attempts WHERE failure = 'dns'") >= 20, 10)
-    assert {row["failure"] for row in attempt_rows(f"tenant_id = {BAD}")} == {"dns"}
 
 
 def test_a_hanging_endpoint_with_100_events_slows_nobody(
@@ -140,33 +112,7 @@ def test_retry_after_holds_the_endpoint_and_is_then_the_next_try(
     assert timedelta(seconds=2) <= held < timedelta(seconds=3)
 
 
-def test_a_redirect_is_a_failure_and_is_not_followed(
-    database: str, receiver: RecordingReceiver
-) -> None:
-    statuses = (300, 301, 302, 303, 307, 308)
-    where = f"Location: {receiver.url()}\r\nRefresh: 0; url={receiver.url()}\r\n"
-    with ExitStack() as stack:
-        stack.enter_context(Dispatchers(database, **ONE_TRY))
-        for status in statuses:
-            head = f"HTTP/1.1 {status} Over There\r\n{where}Content-Length: 0\r\n\r\n"
-            redirecting = stack.enter_context(Receiver(hostile.answer(head.encode())))
-            add_endpoint(BAD, redirecting.url())
-        publish(BAD)
-        wait_until(lambda: count("attempts") == len(statuses))
-    attempts = [(row["failure"], row["status_code"]) for row in attempt_rows()]
-    assert sorted(attempts) == [("redirect", status) for status in statuses]
-    assert {row["status"] for row in task_rows()} == {"retry"}
-    assert not receiver.seen
-
-
 # ---------------------------------------------------------------------------------- what they do
-
-MEBIBYTE = b"x" * 2**20
-OK = b"HTTP/1.1 200 OK\r\n"
-
-
-def pouring_gibibyte() -> Iterator[bytes]:
-    return (MEBIBYTE for _ in range(1024))
 
 
 def close_at_once(connection: socket.socket) -> None:
@@ -181,45 +127,7 @@ def reset_unanswered(connection: socket.socket) -> None:
 # What each does, and what the attempt says: the failure word and the status.
 BEHAVIOURS = {
     "hangs": (hostile.hang, "timeout", None),
-    "drips its status line": (hostile.drip(b"HTTP/1.1 2", b"0"), "timeout", None),
-    "drips headers": (hostile.drip(OK, b"X-Drip: 1\r\n"), "timeout", None),
-    "says 100 for ever": (hostile.drip(b"", b"HTTP/1.1 100 Continue\r\n\r\n"), "timeout", None),
-    "drips a body after a 500": (
-        hostile.drip(b"HTTP/1.1 500 No\r\n\r\n", b"x"),
-        "http_5xx",
-        500,
-    ),
-    "drips a body after a 200": (hostile.drip(OK + b"\r\n", b"x"), None, 200),
-    "pours a GiB after a 200": (
-        hostile.pour(OK + b"Content-Length: 1073741824\r\n\r\n", pouring_gibibyte()),
-        None,
-        200,
-    ),
-    "pours a GiB after a 500": (
-        hostile.pour(b"HTTP/1.1 500 No\r\n\r\n", pouring_gibibyte()),
-        "http_5xx",
-        500,
-    ),
-    "pours headers": (
-        hostile.pour(OK, (b"X-%d: %s\r\n" % (n, b"y" * 4000) for n in range(10_000))),
-        "too_large",
-        None,
-    ),
-    "sends a gzip bomb": (
-        hostile.answer_and_close(
-            OK + b"Content-Encoding: gzip\r\n\r\n" + gzip.compress(bytes(10 * 2**20))
-        ),
-        None,
-        200,
-    ),
-    "sends NULs and broken UTF-8": (
-        hostile.answer_and_close(
-            b"HTTP/1.1 500 \xff\r\nX-Odd: \xc3(\r\nContent-Length: 9\r\n\r\n"
-            b"\x00\xff\xfe\xed\xa0\x80 \x00\x00"
-        ),
-        "http_5xx",
-        500,
-    ),
+    "drips a body after a 200": (hostile.drip(b"HTTP/1.1 200 OK\r\n\r\n", b"x"), None, 200),
     "speaks something else": (
         hostile.answer_and_close(b"SSH-2.0-OpenSSH_9.2\r\n"),
         "bad_response",
@@ -234,7 +142,7 @@ BEHAVIOURS = {
 def test_whatever_a_receiver_does_is_an_attempt_with_its_word_and_the_next_task_goes_on(
     database: str, receiver: RecordingReceiver
 ) -> None:
-    """Five events for each; the deadline is a second, and memory stays flat."""
+    """Five events for each; what attackers do is in tests/threats."""
     with ExitStack() as stack:
         live = stack.enter_context(Dispatchers(database, **ONE_TRY))
         expected = {}
@@ -250,12 +158,9 @@ def test_whatever_a_receiver_does_is_an_attempt_with_its_word_and_the_next_task_
 
         publish(HEALTHY)
         wait_until(lambda: receiver.seen)
-        memory = resident_bytes(live.dispatchers[0].pid)
         for _ in range(5):
             publish(BAD)
         wait_until(lambda: count(f"attempts WHERE tenant_id = {BAD}") == 5 * len(expected), 10)
-        grown = resident_bytes(live.dispatchers[0].pid) - memory
-        assert grown < 32 * 2**20
         publish(HEALTHY)
         wait_until(lambda: len(receiver.seen) == 2, 2)
         assert live.dispatchers[0].poll() is None
@@ -266,22 +171,9 @@ def test_whatever_a_receiver_does_is_an_attempt_with_its_word_and_the_next_task_
         words = (row["failure"], row["status_code"])
         found.setdefault(names[row["endpoint_id"]], set()).add(words)
         assert row["total_us"] < 2_000_000
-        assert len(row["response_body"] or "") <= 16 * 1024
     assert found == {names[endpoint]: {words} for endpoint, words in expected.items()}
     for row in task_rows(f"tenant_id = {BAD}"):
         failure, _ = expected[row["endpoint_id"]]
         assert (row["status"], row["failure"]) == (
             ("delivered", None) if failure is None else ("retry", failure)
         )
-    odd = next(
-        endpoint for endpoint, name in names.items() if name == "sends NULs and broken UTF-8"
-    )
-    for row in attempt_rows(f"endpoint_id = {odd}"):
-        assert "\0" not in row["response_body"]
-        assert "\ufffd" in row["response_body"]
-
-
-def resident_bytes(pid: int) -> int:
-    status = Path(f"/proc/{pid}/status").read_text()
-    kibibytes = next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS:"))
-    return int(kibibytes) * 1024

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from app import errors
 from app.auth import Principal
-from app.blueprints.common import Blueprint, Dialect
+from app.blueprints.common import Blueprint, Dialect, lets_in
 
 PREFIX = "/api/webhooks"
 
@@ -17,10 +17,11 @@ def blueprint(noun: str, description: str) -> Blueprint:
 def dialect() -> Dialect:
     """HTTP status and ``{"code": <status>, "msg": …, "data": null}``."""
     return Dialect(
-        PREFIX, lambda error, status: {"code": status, "msg": error.message, "data": None}
+        "admin", PREFIX, lambda error, status: {"code": status, "msg": error.message, "data": None}
     )
 
 
+@lets_in(admin=None)
 def an_admin(principal: Principal) -> int:
     """Admins act for no tenant of their own; nobody else is let in."""
     if not principal.is_admin:

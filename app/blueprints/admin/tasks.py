@@ -12,6 +12,7 @@ from app.models import Task
 from app.pages import page_of_tasks
 from app.schemas.admin import AdminTask, AdminTaskQuery, ById, JustId
 from app.schemas.base import enveloped
+from app.schemas.fields import next_cursor
 
 blp = blueprint("tasks", "Tasks of any tenant.")
 
@@ -24,7 +25,7 @@ blp = blueprint("tasks", "Tasks of any tenant.")
     enveloped(
         "Tasks",
         fields.List(fields.Nested(AdminTask())),
-        next_cursor=fields.String(),
+        next_cursor=next_cursor(),
     ),
 )
 def list_tasks(_owner: int, wanted: dict[str, Any]) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from app import errors
 from app.auth import PUBLISH, READ, WRITE, Principal
-from app.blueprints.common import Blueprint, Dialect, plain_error
+from app.blueprints.common import Blueprint, Dialect, lets_in, plain_error
 
 PREFIX = "/api/v1/data-consumption/webhooks"
 
@@ -18,10 +18,11 @@ def blueprint(noun: str, description: str) -> Blueprint:
 
 def dialect() -> Dialect:
     """``{"error": "invalid_request"}`` (tenant-api.md, Error Model), and what is added."""
-    return Dialect(PREFIX, plain_error)
+    return Dialect("tenant", PREFIX, plain_error)
 
 
 def _tenant_with(scope: str) -> Callable[[Principal], int]:
+    @lets_in(tenant=scope)
     def tenant_of(principal: Principal) -> int:
         if principal.tenant_id is None:
             raise errors.Error("forbidden", "this takes a tenant's token")
@@ -35,6 +36,7 @@ a_reader = _tenant_with(READ)
 a_writer = _tenant_with(WRITE)
 
 
+@lets_in(tenant=PUBLISH, service=PUBLISH)
 def a_publisher(principal: Principal) -> int:
     """A tenant, or a service that publishes for whichever tenant it names in the body."""
     if principal.tenant_id is None and not principal.is_service:

@@ -1,0 +1,291 @@
+"""What the API answers, as types. Made from docs/openapi.json by `make openapi`: do not edit."""
+
+from __future__ import annotations
+
+from typing import Any, NotRequired, TypedDict
+
+
+class AdminEndpoint(TypedDict):
+    id: int
+    url: str
+    status: str
+    created_at: str
+
+
+class AdminEndpointCreated(TypedDict):
+    id: int
+    url: str
+    secret: NotRequired[str]
+
+
+class AdminTask(TypedDict):
+    id: int
+    url: str
+    event: str
+    status: str
+    retries: int
+    next_try_at: str
+    created_at: str
+
+
+AttemptItem = TypedDict(
+    "AttemptItem",
+    {
+        "attempt_id": "str",
+        "try": "int",
+        "started_at": "str | None",
+        "status_code": "int | None",
+        "failure": "str | None",
+        "timings_ms": "TimingsMs",
+        "address": "str | None",
+        "response_headers": "str | None",
+        "response_body": "str | None",
+        "truncated": "bool",
+        "resent": "bool",
+    },
+)
+
+
+class BatchPublished(TypedDict):
+    items: list[EventPublished]
+
+
+class DryRun(TypedDict):
+    items: list[WouldReceive]
+
+
+class DryRuns(TypedDict):
+    items: list[DryRun]
+
+
+class EndpointCreated(TypedDict):
+    code: int
+    msg: str
+    data: AdminEndpointCreated
+
+
+class EndpointDeleted(TypedDict):
+    code: int
+    msg: str
+    data: JustId
+
+
+class EndpointDetail(TypedDict):
+    endpoint_id: str
+    status: str
+    verification: NotRequired[Verification]
+    url: str
+    events: list[str]
+    description: NotRequired[str]
+    created_at: str
+    reason: NotRequired[str]
+    failing_since: NotRequired[str]
+    metadata: dict[str, str]
+    version: int
+    updated_at: str
+    verified_at: str | None
+    verifies_signatures: bool | None
+    failures: int
+    hold_until: str | None
+    waiting: int
+
+
+class EndpointItem(TypedDict):
+    endpoint_id: str
+    status: str
+    verification: NotRequired[Verification]
+    url: str
+    events: list[str]
+    description: NotRequired[str]
+    created_at: str
+    reason: NotRequired[str]
+    failing_since: NotRequired[str]
+
+
+class EndpointPage(TypedDict):
+    items: list[EndpointItem]
+    next_cursor: str | None
+
+
+class EndpointRegistered(TypedDict):
+    endpoint_id: str
+    status: str
+    verification: NotRequired[Verification]
+    secret: NotRequired[str]
+
+
+class EndpointState(TypedDict):
+    endpoint_id: str
+    status: str
+    verification: NotRequired[Verification]
+
+
+class EndpointSwitched(TypedDict):
+    endpoint_id: str
+    status: str
+    verification: NotRequired[Verification]
+    waiting: int
+
+
+class EndpointVerified(TypedDict):
+    endpoint_id: str
+    status: str
+    verification: NotRequired[Verification]
+    verifies_signatures: bool | None
+
+
+class Endpoints(TypedDict):
+    code: int
+    msg: str
+    data: list[AdminEndpoint]
+
+
+class EventItem(TypedDict):
+    event_id: str
+    type: str
+    created_at: str
+    fanout: int
+    key: NotRequired[str]
+    test: NotRequired[bool]
+    erased: NotRequired[bool]
+
+
+class EventListed(TypedDict):
+    event_id: str
+    type: str
+    created_at: str
+    fanout: int
+    key: NotRequired[str]
+    test: NotRequired[bool]
+    erased: NotRequired[bool]
+    data: NotRequired[dict[str, Any] | None]
+
+
+class EventPage(TypedDict):
+    items: list[EventListed]
+    next_cursor: str | None
+    has_more: NotRequired[bool]
+
+
+class EventPublished(TypedDict):
+    event_id: str
+    tasks: int
+
+
+class EventWithTasks(TypedDict):
+    event_id: str
+    type: str
+    created_at: str
+    fanout: int
+    key: NotRequired[str]
+    test: NotRequired[bool]
+    erased: NotRequired[bool]
+    tasks: list[TaskItem]
+    data: dict[str, Any] | None
+
+
+class JustId(TypedDict):
+    id: int
+
+
+class ReplayItem(TypedDict):
+    replay_id: str
+    endpoint_id: str
+    status: str
+    events: int
+    tasks: int
+    created_at: str
+    finished_at: str | None
+
+
+class ReplayStarted(TypedDict):
+    status: str
+    replay_id: str
+    message: NotRequired[str]
+
+
+class SecretRevealed(TypedDict):
+    endpoint_id: str
+    secret: str
+    previous_until: str | None
+
+
+class SecretRotated(TypedDict):
+    endpoint_id: str
+    status: str
+    verification: NotRequired[Verification]
+    secret: NotRequired[str]
+    previous_until: str | None
+
+
+class TaskItem(TypedDict):
+    task_id: str
+    endpoint_id: str
+    event_id: str
+    type: str | None
+    url: str | None
+    status: str
+    failure: str | None
+    tries: int
+    next_try_at: str | None
+    created_at: str
+    replay_id: NotRequired[str]
+
+
+class TaskPage(TypedDict):
+    items: list[TaskItem]
+    next_cursor: str | None
+
+
+class TaskRetried(TypedDict):
+    code: int
+    msg: str
+    data: JustId
+
+
+class TaskWithAttempts(TypedDict):
+    task_id: str
+    endpoint_id: str
+    event_id: str
+    type: str | None
+    url: str | None
+    status: str
+    failure: str | None
+    tries: int
+    next_try_at: str | None
+    created_at: str
+    replay_id: NotRequired[str]
+    attempts: list[AttemptItem]
+
+
+class Tasks(TypedDict):
+    code: int
+    msg: str
+    data: list[AdminTask]
+    next_cursor: str | None
+
+
+class TestSent(TypedDict):
+    event_id: str
+    task_id: str
+
+
+class TimingsMs(TypedDict):
+    resolve: float | None
+    connect: float | None
+    tls: float | None
+    first_byte: float | None
+    total: float | None
+
+
+class Verification(TypedDict):
+    failure: str | None
+    next_try_at: str | None
+
+
+class WouldReceive(TypedDict):
+    endpoint_id: str
+    url: NotRequired[str]
+    status: str
+    would_receive: bool
+    why: str
