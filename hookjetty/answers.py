@@ -5,6 +5,13 @@ from __future__ import annotations
 from typing import Any, NotRequired, TypedDict
 
 
+class Actions(TypedDict):
+    code: int
+    msg: str
+    data: list[AuditItem]
+    next_cursor: str | None
+
+
 class AdminEndpoint(TypedDict):
     id: int
     url: str
@@ -44,6 +51,19 @@ AttemptItem = TypedDict(
         "resent": "bool",
     },
 )
+
+
+class AuditItem(TypedDict):
+    id: int
+    created_at: str
+    tenant_id: int | None
+    actor: str
+    role: str
+    action: str
+    object: str | None
+    address: str | None
+    request_id: str
+    status_code: int
 
 
 class BatchPublished(TypedDict):
@@ -140,6 +160,30 @@ class Endpoints(TypedDict):
     data: list[AdminEndpoint]
 
 
+class ErasureItem(TypedDict):
+    id: int
+    tenant_id: int
+    status: str
+    created_at: str
+    finished_at: str | None
+    round: int
+    deleted: dict[str, int]
+    left: dict[str, int] | None
+
+
+class ErasureStarted(TypedDict):
+    code: int
+    msg: str
+    data: ErasureItem
+
+
+class Erasures(TypedDict):
+    code: int
+    msg: str
+    data: list[ErasureItem]
+    next_cursor: str | None
+
+
 class EventItem(TypedDict):
     event_id: str
     type: str
@@ -172,6 +216,56 @@ class EventPublished(TypedDict):
     tasks: int
 
 
+class EventTypeDeleted(TypedDict):
+    code: int
+    msg: str
+    data: EventTypeName
+
+
+class EventTypeDetail(TypedDict):
+    name: str
+    description: str
+    created_at: str
+    updated_at: str
+    schema: dict[str, dict[str, Any]] | None
+    example: dict[str, dict[str, Any]] | None
+
+
+class EventTypeItem(TypedDict):
+    name: str
+    description: str
+    created_at: str
+    updated_at: str
+
+
+class EventTypeName(TypedDict):
+    name: str
+
+
+class EventTypePage(TypedDict):
+    items: list[EventTypeItem]
+    next_cursor: str | None
+
+
+class EventTypeRead(TypedDict):
+    code: int
+    msg: str
+    data: EventTypeDetail
+
+
+class EventTypeSaved(TypedDict):
+    code: int
+    msg: str
+    data: EventTypeDetail
+
+
+class EventTypes(TypedDict):
+    code: int
+    msg: str
+    data: list[EventTypeItem]
+    next_cursor: str | None
+
+
 class EventWithTasks(TypedDict):
     event_id: str
     type: str
@@ -186,6 +280,46 @@ class EventWithTasks(TypedDict):
 
 class JustId(TypedDict):
     id: int
+
+
+class OperatorEndpointCreated(TypedDict):
+    code: int
+    msg: str
+    data: AdminEndpointCreated
+
+
+class OperatorEndpoints(TypedDict):
+    code: int
+    msg: str
+    data: list[AdminEndpoint]
+
+
+class OperatorTasks(TypedDict):
+    code: int
+    msg: str
+    data: list[AdminTask]
+    next_cursor: str | None
+
+
+class OwnLimits(TypedDict):
+    requests_per_second: NotRequired[int]
+    registrations_per_minute: NotRequired[int]
+    replays_per_minute: NotRequired[int]
+    events_per_second: NotRequired[int]
+    endpoints: NotRequired[int]
+
+
+class PortalToken(TypedDict):
+    tenant_id: int
+    token: str
+    scope: str
+    expires_at: str
+
+
+class PortalTokenMade(TypedDict):
+    code: int
+    msg: str
+    data: PortalToken
 
 
 class ReplayItem(TypedDict):
@@ -262,6 +396,41 @@ class Tasks(TypedDict):
     code: int
     msg: str
     data: list[AdminTask]
+    next_cursor: str | None
+
+
+class Tenant(TypedDict):
+    code: int
+    msg: str
+    data: TenantItem
+
+
+class TenantItem(TypedDict):
+    id: int
+    created_at: str
+    endpoints: int
+    limits: TenantLimits
+    own_limits: OwnLimits
+
+
+class TenantLimited(TypedDict):
+    code: int
+    msg: str
+    data: TenantItem
+
+
+class TenantLimits(TypedDict):
+    requests_per_second: int
+    registrations_per_minute: int
+    replays_per_minute: int
+    events_per_second: int
+    endpoints: int
+
+
+class Tenants(TypedDict):
+    code: int
+    msg: str
+    data: list[TenantItem]
     next_cursor: str | None
 
 
