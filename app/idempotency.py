@@ -37,6 +37,7 @@ class Answer(NamedTuple):
 
     status_code: int
     body: str
+    etag: str | None = None
     is_repeat: bool = False
 
 
@@ -61,9 +62,9 @@ def once(call: Call, work: Callable[[], Answer], vault: Vault, *, seal: bool = F
             IdempotencyKey.delete().where(_is(call, kept=False)).execute()
         answer = work()
         kept = vault.encrypt(answer.body, call.owner) if seal else answer.body
-        IdempotencyKey.update(status_code=answer.status_code, answer=kept, sealed=seal).where(
-            _is(call)
-        ).execute()
+        IdempotencyKey.update(
+            status_code=answer.status_code, answer=kept, etag=answer.etag, sealed=seal
+        ).where(_is(call)).execute()
     return answer
 
 
@@ -106,4 +107,4 @@ def _repeated(call: Call, digest: bytes, known: IdempotencyKey, vault: Vault) ->
     assert known.answer is not None, "stored with the work"
     assert known.status_code is not None, "likewise"
     body = vault.decrypt(known.answer, call.owner) if known.sealed else known.answer
-    return Answer(known.status_code, body, is_repeat=True)
+    return Answer(known.status_code, body, known.etag, is_repeat=True)

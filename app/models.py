@@ -56,7 +56,12 @@ MOST_ATTEMPTS_SHOWN = 100
 # A live task is made in the statement that makes its event.
 MADE_WITHIN = timedelta(seconds=10)
 
-RETIRED_SECRET_HOURS = 24  # a replaced secret signs beside the new one for so long
+# Of the tasks that wait for an endpoint, at most so many are counted.
+MOST_WAITING_COUNTED = 10_000
+
+# The states of which one must be an endpoint's present one for a change to be made, by their names
+# as in ``Endpoint.etag``; ``{"*"}`` for whichever, None for no condition at all.
+IfMatch = frozenset[str] | None
 
 # Nothing is held against an endpoint any more: it takes its tasks, and without a ramp.
 WELL: Mapping[str, Any] = {
@@ -94,6 +99,8 @@ class Endpoint(Table):
     url = TextField()
     url_key = TextField()
     events = ArrayField(TextField, index=False)
+    description = TextField(null=True)
+    metadata = BinaryJSONField(index=False)
     status = TextField()
     reason = TextField(null=True)
     secret = TextField()
@@ -105,6 +112,8 @@ class Endpoint(Table):
     handshake_tries = IntegerField()
     handshake_failure = TextField(null=True)
     verified_at = DateTimeTZField(null=True)
+    checks_signatures = BooleanField()
+    verifies_signatures = BooleanField(null=True)
     failures = IntegerField()
     failing_since = DateTimeTZField(null=True)
     hold_until = DateTimeTZField(null=True)
@@ -131,6 +140,13 @@ class Endpoint(Table):
         endpoint = query.for_update(lock).first()
         if endpoint is None:
             raise errors.not_found(f"endpoint ep_{endpoint_id}")
+        return endpoint
+
+    @classmethod
+    def get_to_change(cls, tenant_id: int, endpoint_id: int, if_match: IfMatch = None) -> Self:
+        """The same with its row locked, if it is in a state that the caller wants to change."""
+        endpoint = cls.get_of(tenant_id, endpoint_id, lock=True)
+        endpoint.must_match(if_match)
         return endpoint
 
     @classmethod
@@ -201,11 +217,40 @@ class Endpoint(Table):
         return gone
 
     @property
+    def etag(self) -> str:
+        """Names its state as people have made it: every change of theirs gives it another one.
+
+        What dispatchers write (health, an answered challenge, `disabled`) leaves it as it is.
+        """
+        return f"ep_{self.id}.{self.version}"
+
+    def must_match(self, if_match: IfMatch) -> None:
+        """``version_conflict`` unless it is in one of the states that the caller has seen."""
+        if if_match is not None and not if_match & {self.etag, "*"}:
+            raise errors.conflict(
+                f'endpoint ep_{self.id} has changed: it is "{self.etag}" now; read it again'
+            )
+
+    @property
     def verification(self) -> dict[str, Any] | None:
-        """How the handshake stands while the endpoint is pending (design: Handshake)."""
-        if self.status != "pending":
+        """How the handshake stands while the endpoint is pending (design: Handshake), and why a
+        check of an active one found out nothing.
+        """
+        if self.status != "pending" and self.handshake_failure is None:
             return None
         return {"failure": self.handshake_failure, "next_try_at": self.handshake_at}
+
+    @property
+    def is_being_asked(self) -> bool:
+        """Whether an answer of its receiver is due that was not asked for before."""
+        if self.status == "pending":
+            return self.handshake_failure is None
+        return self.checks_signatures and self.handshake_at is not None
+
+    @property
+    def waiting(self) -> int:
+        """How many tasks wait for it; ``MOST_WAITING_COUNTED`` stands for that many or more."""
+        return Task.count_waiting(self)
 
 
 class Event(Table):
@@ -446,6 +491,42 @@ class Task(Table):
         return found
 
     @classmethod
+    def count_waiting(cls, endpoint: Endpoint) -> int:
+        """How many tasks wait for an endpoint, as people see them.
+
+        Those that wait by their row, and those of one that was just stopped which have yet to
+        follow. Each from an index, and no more than ``MOST_WAITING_COUNTED`` rows are looked at;
+        of the tasks between two tries, so many of the tenant's.
+        """
+        follow = endpoint.settling and endpoint.status != "active"
+        (counted,) = db.execute_sql(
+            """
+            SELECT count(*) FROM (
+                (SELECT 1 FROM hookjetty.tasks t
+                 WHERE t.rare_status = 'waiting' AND t.endpoint_id = %(endpoint)s LIMIT %(most)s)
+                UNION ALL
+                (SELECT 1 FROM hookjetty.tasks t
+                 WHERE %(follow)s AND t.ready AND t.tenant_id = %(tenant)s
+                   AND t.endpoint_id = %(endpoint)s AND t.status IN ('pending', 'retry')
+                 LIMIT %(most)s)
+                UNION ALL
+                (SELECT 1 FROM (
+                    SELECT t.endpoint_id FROM hookjetty.tasks t
+                    WHERE %(follow)s AND t.rare_status = 'retry' AND NOT t.ready
+                      AND t.tenant_id = %(tenant)s LIMIT %(most)s) r
+                 WHERE r.endpoint_id = %(endpoint)s)
+                LIMIT %(most)s) counted
+            """,
+            {
+                "endpoint": endpoint.id,
+                "tenant": endpoint.tenant_id,
+                "follow": follow,
+                "most": MOST_WAITING_COUNTED,
+            },
+        ).fetchone()
+        return int(counted)
+
+    @classmethod
     def retry(cls, task_id: int) -> tuple[Self, str]:
         """A person's retry: due now, from the schedule's first step, and past a hold.
 
@@ -574,6 +655,7 @@ class IdempotencyKey(Table):
     body_sha256 = BlobField()
     status_code = SmallIntegerField(null=True)
     answer = TextField(null=True)
+    etag = TextField(null=True)
     sealed = BooleanField()
     created_at = DateTimeTZField()
 

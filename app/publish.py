@@ -27,6 +27,10 @@ class NewEvent(NamedTuple):
     key: str | None = None
 
 
+# What a test event of a type says of which the catalogue has no example.
+NO_EXAMPLE = '{"test": true}'
+
+
 class Published(NamedTuple):
     """An event's id and for how many endpoints it became a task; not new if its key was known."""
 
@@ -90,6 +94,52 @@ def publish_batch_of(tenant_id: int, body: str) -> list[Published]:
             "SELECT * FROM hookjetty.publish_events(%s, %s::json -> 'events')", (tenant_id, body)
         ).fetchall()
     return [Published(*row) for row in rows]
+
+
+class TestSent(NamedTuple):
+    """A test event, and the one task it became."""
+
+    event_id: int
+    task_id: int
+
+
+def publish_test(tenant_id: int, endpoint_id: int, type_: str) -> TestSent:
+    """Publish the example of an event type to one endpoint alone, whatever that wants.
+
+    From here on it is an event as any other. It was asked for by a person, so like a person's retry
+    it passes a hold. Call it in a transaction that has locked the endpoint's row, which is active.
+    """
+    with _refusals():
+        event_id = None
+        while event_id is None:  # an id that was taken (schema.sql, "ids") is tried again
+            row = db.execute_sql(
+                """
+                INSERT INTO hookjetty.events (id, tenant_id, type, data, fanout, endpoint_id)
+                VALUES (hookjetty.new_id(), %s, %s, %s::json, 1, %s)
+                ON CONFLICT (id) DO NOTHING RETURNING id
+                """,
+                (tenant_id, type_, _example_of(type_), endpoint_id),
+            ).fetchone()
+            event_id = row and row[0]
+    db.execute_sql(
+        "SELECT hookjetty.make_tasks(%s, ARRAY[%s]::bigint[], ARRAY[%s]::bigint[], ARRAY[true])",
+        (tenant_id, event_id, endpoint_id),
+    )
+    (task_id,) = db.execute_sql(
+        "UPDATE hookjetty.tasks SET probe = true"
+        " WHERE endpoint_id = %s AND event_id = %s AND id >= %s RETURNING id",
+        (endpoint_id, event_id, event_id >> 12 << 12),  # made in the same millisecond, or later
+    ).fetchone()
+    db.execute_sql("SELECT hookjetty.wake()")
+    return TestSent(event_id, task_id)
+
+
+def _example_of(type_: str) -> str:
+    """The example in the catalogue of event types as JSON text; a stated one if it has none."""
+    row = db.execute_sql(
+        "SELECT example::text FROM hookjetty.event_types WHERE name = %s", (type_,)
+    ).fetchone()
+    return (row and row[0]) or NO_EXAMPLE
 
 
 def check(event: NewEvent) -> None:

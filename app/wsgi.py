@@ -10,10 +10,18 @@ from peewee import PeeweeException
 from app import __version__, logs
 from app.blueprints import documentation, ops
 from app.blueprints.admin import endpoints as admin_endpoints
+from app.blueprints.admin import event_types as admin_event_types
 from app.blueprints.admin import surface as admin_surface
 from app.blueprints.admin import tasks as admin_tasks
 from app.blueprints.common import Api, Service, install
-from app.blueprints.tenant import endpoints, events, replays, surface, tasks
+from app.blueprints.tenant import (
+    endpoints,
+    event_types,
+    events,
+    replays,
+    surface,
+    tasks,
+)
 from app.db import db, is_away, open_database
 from app.ingest import Ingest
 from app.settings import Settings, load
@@ -59,8 +67,9 @@ def assemble(settings: Settings) -> Flask:
     service = app.extensions["hookjetty"] = Service.from_settings(settings)
     install(app, [surface.dialect(), admin_surface.dialect()])
     api = Api(app)
-    tenants_nouns = (endpoints, events, tasks, replays)
-    for module in (*tenants_nouns, admin_endpoints, admin_tasks, ops, documentation):
+    tenants_nouns = (endpoints, event_types, events, tasks, replays)
+    admins_nouns = (admin_endpoints, admin_event_types, admin_tasks)
+    for module in (*tenants_nouns, *admins_nouns, ops, documentation):
         api.register_blueprint(module.blp)
 
     app.wsgi_app = Ingest(  # type: ignore[assignment]  # what Flask documents

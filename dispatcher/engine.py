@@ -292,12 +292,7 @@ class Engine:
         target = task.target
         if not target.retired_secrets:
             return signer_for(self._vault, (target.secret,), target.tenant_id)
-        moment = datetime.fromtimestamp(now, UTC)
-        valid = [
-            each["secret"]
-            for each in target.retired_secrets
-            if datetime.fromisoformat(each["until"]) > moment
-        ]
+        valid = still_valid(target.retired_secrets, datetime.fromtimestamp(now, UTC))
         return signer_for(self._vault, (target.secret, *valid), target.tenant_id)
 
     def _free_place(self, outcome: Outcome) -> None:
@@ -510,6 +505,13 @@ class DatabaseClock:
 
 def _answer(outcome: Outcome) -> Answer:
     return Answer(outcome.status_code, outcome.failure, outcome.retry_after)
+
+
+def still_valid(retired_secrets: Sequence[dict[str, str]], moment: datetime) -> list[str]:
+    """Those of an endpoint's replaced secrets that sign at that moment as well, as stored."""
+    return [
+        each["secret"] for each in retired_secrets if datetime.fromisoformat(each["until"]) > moment
+    ]
 
 
 @lru_cache(maxsize=10_000)

@@ -1,6 +1,9 @@
 """Ask a new endpoint whether it is its tenant's: a signed challenge that only a willing receiver
 answers (tenant-api.md, Register Endpoint: "Validates ownership via challenge handshake").
 
+On request only, whoever answered it well gets another one with a wrong signature, which a receiver
+that verifies signatures refuses.
+
 A challenge lives in this process's memory for one request: random, single use, and gone when the
 request ends.
 """
@@ -22,8 +25,8 @@ from app import __version__
 from app.db import db
 from app.models import rfc3339
 from app.settings import Settings
-from app.signing import UnreadableSecret, Vault
-from dispatcher.engine import Engine, signer_for
+from app.signing import Signer, UnreadableSecret, Vault, generate_secret
+from dispatcher.engine import Engine, signer_for, still_valid
 from dispatcher.transport import Outcome, Request
 
 log = structlog.get_logger()
@@ -35,15 +38,34 @@ MOST_TRIES = len(DELAYS_SECONDS) + 72
 
 AT_ONCE = 50  # challenges begun by one step
 
+# How an attempt ends whose whole answer came.
+ANSWERED = (None, "redirect", "http_4xx", "http_5xx")
+# Refusals that say more about the moment than about the signature: the receiver, or what stands
+# before it, is too busy or away. Other errors count, a 500 too: that is what becomes of an
+# exception of `verify`, and the receiver has answered well a moment ago.
+UNTELLING_STATUSES = (408, 429, 502, 503, 504)
+
+
+@dataclass(frozen=True, slots=True)
+class Addressee:
+    """An endpoint whose receiver is asked, in its state of that version."""
+
+    endpoint_id: int
+    tenant_id: int
+    url: str
+    secret: str
+    retired_secrets: list[dict[str, str]]
+    version: int
+    tries: int
+
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """One challenge under way, valid for the endpoint's state of that version."""
+    """One challenge under way."""
 
-    endpoint_id: int
-    version: int
-    tries: int
+    to: Addressee
     value: str
+    is_forged: bool  # its signature is wrong
 
 
 class Handshakes:
@@ -63,8 +85,8 @@ class Handshakes:
         """Settle and begin; True when there may be more to begin."""
         self.settle()
         due = self._claim()
-        for row in due:
-            self._begin(*row)
+        for to, now in due:
+            self._begin(to, now)
         return len(due) == AT_ONCE
 
     def settle(self) -> None:
@@ -72,15 +94,18 @@ class Handshakes:
         while self._answers:
             challenge, outcome = self._answers.popleft()
             try:
-                self._settle(challenge, failure_of(challenge, outcome))
+                if challenge.is_forged:
+                    self._settle_check(challenge, outcome)
+                else:
+                    self._settle(challenge.to, failure_of(challenge, outcome))
             except Exception:
                 self._answers.appendleft((challenge, outcome))
                 raise
 
-    def _claim(self) -> list[tuple[int, int, str, str, int, int, datetime]]:
+    def _claim(self) -> list[tuple[Addressee, datetime]]:
         """Lease the endpoints whose challenge is due: another dispatcher leaves them alone."""
         cursor = db.execute_sql(
-            """
+            f"""
             WITH due AS MATERIALIZED (
                 SELECT id FROM hookjetty.endpoints
                 WHERE handshake_at <= now() ORDER BY handshake_at LIMIT %s
@@ -89,33 +114,29 @@ class Handshakes:
             SET handshake_at = now() + %s * interval '1 second',
                 handshake_tries = handshake_tries + 1
             FROM due WHERE n.id = due.id
-            RETURNING n.id, n.tenant_id, n.url_key, n.secret, n.version, n.handshake_tries, now()
+            RETURNING {_ADDRESSEE}, now()
             """,
             (AT_ONCE, self._settings.lease_seconds),
         )
-        return list(cursor.fetchall())
+        return [(Addressee(*columns), now) for *columns, now in cursor.fetchall()]
 
-    def _begin(
-        self,
-        endpoint_id: int,
-        tenant_id: int,
-        url: str,
-        secret: str,
-        version: int,
-        tries: int,
-        now: datetime,
-    ) -> None:
-        challenge = Challenge(endpoint_id, version, tries, secrets.token_urlsafe(16))
+    def _begin(self, to: Addressee, now: datetime) -> None:
+        try:
+            valid = (to.secret, *still_valid(to.retired_secrets, now))
+            signer = signer_for(self._vault, valid, to.tenant_id)
+        except (UnreadableSecret, LookupError, TypeError, ValueError) as error:
+            # Whatever is wrong with this row, it must not take its neighbours with it.
+            log.error("handshake_unsendable", endpoint=f"ep_{to.endpoint_id}", error=str(error))
+            self._settle(to, "unsendable")
+            return
+        self._send(to, signer, now, is_forged=False)
+
+    def _send(self, to: Addressee, signer: Signer, now: datetime, *, is_forged: bool) -> None:
+        challenge = Challenge(to, secrets.token_urlsafe(16), is_forged)
         message_id = f"chl_{secrets.token_hex(12)}"
         body = challenge_body(message_id, challenge.value, now)
-        try:
-            signer = signer_for(self._vault, (secret,), tenant_id)
-        except UnreadableSecret as error:
-            log.error("handshake_unsendable", endpoint=f"ep_{endpoint_id}", error=str(error))
-            self._settle(challenge, "unsendable")
-            return
         request = Request(
-            url=url,
+            url=to.url,
             headers=[
                 "content-type: application/json",
                 f"user-agent: Hookjetty/{__version__}",
@@ -134,29 +155,63 @@ class Handshakes:
         self._answers.append((challenge, future.result()))
         self._bring_forward()
 
-    def _settle(self, challenge: Challenge, failure: str | None) -> None:
+    def _settle(self, to: Addressee, failure: str | None) -> None:
         """Write the result down, unless the endpoint was changed since the challenge was sent."""
-        log.info("handshake", endpoint=f"ep_{challenge.endpoint_id}", failure=failure)
+        log.info("handshake", endpoint=f"ep_{to.endpoint_id}", failure=failure)
         if failure is None:
-            db.execute_sql(
-                """
-                UPDATE hookjetty.endpoints
-                SET status = 'active', verified_at = now(), updated_at = now(), settling = true,
-                    handshake_at = NULL, handshake_failure = NULL
-                WHERE id = %s AND version = %s AND status = 'pending'
-                """,
-                (challenge.endpoint_id, challenge.version),
-            )
+            self._consented(to)
             return
-        delay = next_delay_seconds(challenge.tries)
+        # A pending endpoint is asked again; whoever wanted an active one checked can do so again.
         db.execute_sql(
             """
             UPDATE hookjetty.endpoints
-            SET handshake_failure = %s, handshake_at = now() + %s * interval '1 second'
-            WHERE id = %s AND version = %s AND status = 'pending'
+            SET handshake_failure = %s,
+                handshake_at = CASE status WHEN 'pending' THEN now() + %s * interval '1 second' END,
+                checks_signatures = checks_signatures AND status = 'pending'
+            WHERE id = %s AND version = %s AND handshake_at IS NOT NULL
             """,
-            (failure, delay, challenge.endpoint_id, challenge.version),
+            (failure, next_delay_seconds(to.tries), to.endpoint_id, to.version),
         )
+
+    def _consented(self, to: Addressee) -> None:
+        """The endpoint is active. If its receiver is to be checked, that follows at once, and the
+        lease is for that.
+        """
+        row = db.execute_sql(
+            """
+            UPDATE hookjetty.endpoints
+            SET status = 'active', handshake_failure = NULL,
+                verified_at = CASE status WHEN 'pending' THEN now() ELSE verified_at END,
+                updated_at = CASE status WHEN 'pending' THEN now() ELSE updated_at END,
+                settling = settling OR status = 'pending',
+                handshake_at = CASE WHEN checks_signatures
+                                    THEN now() + %s * interval '1 second' END
+            WHERE id = %s AND version = %s AND handshake_at IS NOT NULL
+            RETURNING checks_signatures, now()
+            """,
+            (self._settings.lease_seconds, to.endpoint_id, to.version),
+        ).fetchone()
+        if row is not None and row[0]:
+            self._send(to, Signer([generate_secret()]), row[1], is_forged=True)
+
+    def _settle_check(self, challenge: Challenge, outcome: Outcome) -> None:
+        """Write down what the receiver made of the wrong signature, as ``_settle`` does."""
+        to = challenge.to
+        verifies, failure = verdict_on(challenge, outcome)
+        log.info("signature_check", endpoint=f"ep_{to.endpoint_id}", verifies=verifies)
+        db.execute_sql(
+            """
+            UPDATE hookjetty.endpoints
+            SET verifies_signatures = %s, handshake_failure = %s, handshake_at = NULL,
+                checks_signatures = false
+            WHERE id = %s AND version = %s AND status = 'active' AND checks_signatures
+            """,
+            (verifies, failure, to.endpoint_id, to.version),
+        )
+
+
+_ADDRESSEE = """n.id, n.tenant_id, n.url_key, n.secret, n.retired_secrets, n.version,
+                n.handshake_tries"""
 
 
 def challenge_body(message_id: str, value: str, now: datetime) -> bytes:
@@ -186,6 +241,16 @@ def failure_of(challenge: Challenge, outcome: Outcome) -> str | None:
     answer = parsed.get("challenge_response") if isinstance(parsed, dict) else parsed
     offered = answer.encode("utf-8", "replace") if isinstance(answer, str) else b""
     return None if hmac.compare_digest(offered, challenge.value.encode()) else "wrong_answer"
+
+
+def verdict_on(challenge: Challenge, outcome: Outcome) -> tuple[bool | None, str | None]:
+    """Whether the receiver verifies signatures, and the failure that keeps us from telling.
+
+    Refusing is any answer but a 2xx, or a 2xx without the challenge's value.
+    """
+    if outcome.failure not in ANSWERED or outcome.status_code in UNTELLING_STATUSES:
+        return None, outcome.failure
+    return failure_of(challenge, outcome) is not None, None
 
 
 def next_delay_seconds(tries: int) -> int | None:

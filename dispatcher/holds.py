@@ -185,7 +185,9 @@ _WRITE = Statement(
 UPDATE hookjetty.endpoints n
 SET status = c.status, reason = c.reason, failures = c.failures, failing_since = c.failing_since,
     hold_until = c.hold_until, recovered_at = c.recovered_at, settling = n.settling OR c.settles,
-    updated_at = CASE WHEN c.settles THEN now() ELSE n.updated_at END
+    updated_at = CASE WHEN c.settles THEN now() ELSE n.updated_at END,
+    handshake_at = CASE WHEN c.status <> 'disabled' THEN n.handshake_at END,
+    checks_signatures = n.checks_signatures AND c.status <> 'disabled'
 FROM unnest($1, $2, $3, $4, $5, $6, $7, $8) AS c (
     id, status, reason, failures, failing_since, hold_until, recovered_at, settles)
 WHERE n.id = c.id

@@ -759,9 +759,10 @@ class _Transfer:
 
     def _on_ready_to_send(self, ip: str, _own_ip: str, port: int, own_port: int) -> int:
         """Before each sending: a pooled connection must be sound and lead where the name does."""
-        if not self._opened and (
-            own_port in self._retired_ports or (self._addresses and ip not in self._addresses)
-        ):
+        if self._opened:
+            # If it is there, it was another connection's, which libcurl closed without offering it.
+            self._retired_ports.discard(own_port)
+        elif own_port in self._retired_ports or (self._addresses and ip not in self._addresses):
             self._retired_ports.discard(own_port)
             self.offered_unusable_connection = True
             return pycurl.PREREQFUNC_ABORT

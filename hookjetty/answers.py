@@ -70,12 +70,33 @@ class EndpointDeleted(TypedDict):
     data: JustId
 
 
+class EndpointDetail(TypedDict):
+    endpoint_id: str
+    status: str
+    verification: NotRequired[Verification]
+    url: str
+    events: list[str]
+    description: NotRequired[str]
+    created_at: str
+    reason: NotRequired[str]
+    failing_since: NotRequired[str]
+    metadata: dict[str, str]
+    version: int
+    updated_at: str
+    verified_at: str | None
+    verifies_signatures: bool | None
+    failures: int
+    hold_until: str | None
+    waiting: int
+
+
 class EndpointItem(TypedDict):
     endpoint_id: str
     status: str
     verification: NotRequired[Verification]
     url: str
     events: list[str]
+    description: NotRequired[str]
     created_at: str
     reason: NotRequired[str]
     failing_since: NotRequired[str]
@@ -97,6 +118,20 @@ class EndpointState(TypedDict):
     endpoint_id: str
     status: str
     verification: NotRequired[Verification]
+
+
+class EndpointSwitched(TypedDict):
+    endpoint_id: str
+    status: str
+    verification: NotRequired[Verification]
+    waiting: int
+
+
+class EndpointVerified(TypedDict):
+    endpoint_id: str
+    status: str
+    verification: NotRequired[Verification]
+    verifies_signatures: bool | None
 
 
 class Endpoints(TypedDict):
@@ -169,6 +204,20 @@ class ReplayStarted(TypedDict):
     message: NotRequired[str]
 
 
+class SecretRevealed(TypedDict):
+    endpoint_id: str
+    secret: str
+    previous_until: str | None
+
+
+class SecretRotated(TypedDict):
+    endpoint_id: str
+    status: str
+    verification: NotRequired[Verification]
+    secret: NotRequired[str]
+    previous_until: str | None
+
+
 class TaskItem(TypedDict):
     task_id: str
     endpoint_id: str
@@ -214,6 +263,11 @@ class Tasks(TypedDict):
     msg: str
     data: list[AdminTask]
     next_cursor: str | None
+
+
+class TestSent(TypedDict):
+    event_id: str
+    task_id: str
 
 
 class TimingsMs(TypedDict):

@@ -1,4 +1,5 @@
--- Version 2: endpoints' health and own settings; tasks whose last update touches no index.
+-- Version 2: endpoints' health, own settings and descriptions; test events; tasks whose last update
+-- touches no index.
 --
 -- Rewrites all partitions of tasks (a generated column) and makes five of their indexes anew.
 
@@ -14,13 +15,21 @@ ALTER TABLE hookjetty.endpoints
     ADD CONSTRAINT endpoints_failures_check CHECK (failures >= 0),
     ADD CONSTRAINT failures_have_a_beginning CHECK ((failures > 0) = (failing_since IS NOT NULL)),
     DROP CONSTRAINT endpoints_reason_check,
-    ADD CONSTRAINT endpoints_reason_check CHECK (reason IN ('gone', 'failing'));
+    ADD CONSTRAINT endpoints_reason_check CHECK (reason IN ('gone', 'failing')),
+    ADD COLUMN description text CHECK (length(description) BETWEEN 1 AND 500),
+    ADD COLUMN metadata jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(metadata) = 'object'),
+    ADD COLUMN checks_signatures boolean NOT NULL DEFAULT false,
+    ADD COLUMN verifies_signatures boolean,
+    DROP CONSTRAINT only_pending_has_handshake,
+    ADD CONSTRAINT only_who_is_asked_has_handshake CHECK (
+        handshake_at IS NULL OR status = 'pending' OR (status = 'active' AND checks_signatures));
 DROP INDEX hookjetty.endpoints_settling;
 
 -- An event's data can be erased, and a test event is for one endpoint.
 ALTER TABLE hookjetty.events
     ALTER COLUMN data DROP NOT NULL,
     ADD COLUMN endpoint_id bigint;
+ALTER TABLE hookjetty.idempotency_keys ADD COLUMN etag text;
 
 -- What is under way had its lease in an index; now it is in a table.
 CREATE TABLE hookjetty.leases (

@@ -265,7 +265,7 @@ def consent(database: str) -> Iterator[None]:
             while not over.wait(0.005):
                 cursor.execute(
                     "UPDATE hookjetty.endpoints SET status = 'active', verified_at = now(),"
-                    " handshake_at = NULL WHERE status = 'pending'"
+                    " handshake_at = NULL, handshake_failure = NULL WHERE status = 'pending'"
                 )
         connection.close()
 

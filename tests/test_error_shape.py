@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -94,6 +95,19 @@ def test_a_method_that_a_path_lacks_is_a_405_that_keeps_allow(client, admin, own
         check_shape(answer, caller.prefix + path, 405, "invalid_request")
         assert set(answer.headers["Allow"].split(", ")) == allowed
     assert set(client.post("/healthz").headers["Allow"].split(", ")) == {"GET", "HEAD", "OPTIONS"}
+
+
+def test_every_path_says_which_methods_it_has(app, client):
+    """Whoever calls, and whatever is in the path."""
+    routes = app.url_map.bind("")
+    for rule in app.url_map.iter_rules():
+        path = re.sub(r"<[^>]+>", "x", rule.rule)
+        there = set(routes.allowed_methods(path))  # /events/batch is an /events/{id}, too
+        assert there >= set(rule.methods or ())
+        for method in {"GET", "POST", "PUT", "PATCH", "DELETE", "BREW"} - there:
+            answer = client.open(path, method=method)
+            assert answer.status_code == 405, (method, path)
+            assert set(answer.headers["Allow"].split(", ")) == there, (method, path)
 
 
 def test_every_code_in_the_dialect_of_both_surfaces(owner, admin, client, monkeypatch):

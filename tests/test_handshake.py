@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -19,6 +20,9 @@ import standardwebhooks
 
 from app.db import db
 from dispatcher.handshakes import Handshakes
+from dispatcher.health import Heard
+from dispatcher.holds import note
+from dispatcher.retry import Answer
 from tests.acceptance.receiver import RecordingReceiver
 from tests.dispatching import (
     SECRET,
@@ -65,8 +69,13 @@ class Job:
     def ask(self) -> None:
         """Send what is due, and wait for an answer."""
         self._handshakes.step()
-        assert self._answered.wait(5)
+        assert self.answered()
+
+    def answered(self) -> bool:
+        """Wait for one more answer; whether it came."""
+        came = self._answered.wait(5)
         self._answered.clear()
+        return came
 
     def settle(self) -> None:
         """Write down what was answered."""
@@ -399,6 +408,206 @@ def test_more_than_one_step_can_begin_are_all_asked(job):
     assert receiver.connections <= 120
 
 
+# -------------------------------------------------------------- does the receiver check signatures?
+
+
+def verifying(*secrets: str, if_wrong: bytes | None = None, asked: list[str] | None = None):
+    """A receiver that verifies with these secrets, and answers so to a wrong signature."""
+
+    def behave(connection: socket.socket) -> None:
+        while request := read_request(connection):
+            _, headers, body = parse_request(request)
+            challenge = json.loads(body)["data"]["challenge"]
+            if asked is not None:
+                asked.append(challenge)
+            if any(is_signed_with(secret, body, headers) for secret in secrets):
+                connection.sendall(response(200, consent(challenge, request)))
+            elif if_wrong is None:
+                return
+            else:
+                connection.sendall(if_wrong)
+
+    return behave
+
+
+def is_signed_with(secret: str, body: bytes, headers: dict[str, str]) -> bool:
+    try:
+        standardwebhooks.Webhook(secret).verify(body, headers)
+    except standardwebhooks.WebhookVerificationError:
+        return False
+    return True
+
+
+def response(status: int, body: bytes = b"") -> bytes:
+    return f"HTTP/1.1 {status} So\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+def checked_endpoint(url: str, **columns: Any) -> int:
+    """An active endpoint, of whose receiver somebody wants to know."""
+    return pending_endpoint(url, **{"status": "active", "checks_signatures": True} | columns)
+
+
+def outcome(endpoint: int) -> tuple[str, bool | None, str | None, datetime | None]:
+    """When the check is over, nothing is planned any more."""
+    row = state(endpoint)
+    assert not row["checks_signatures"] or row["handshake_at"]
+    return (
+        row["status"],
+        row["verifies_signatures"],
+        row["handshake_failure"],
+        row["handshake_at"],
+    )
+
+
+def check(job: Job) -> None:
+    job.run()  # the challenge is answered well
+    assert job.answered()
+    job.settle()  # and so is what followed, or not
+
+
+@pytest.mark.parametrize("status", ["pending", "active"])
+def test_a_receiver_that_refuses_a_wrong_signature_verifies(job, status):
+    asked: list[str] = []
+    with Receiver(verifying(SECRET, if_wrong=response(401), asked=asked)) as receiver:
+        endpoint = checked_endpoint(receiver.url(), status=status)
+        check(job)
+    assert outcome(endpoint) == ("active", True, None, None)
+    assert len(set(asked)) == 2, "every challenge has a value of its own"
+
+
+def test_a_receiver_that_answers_everything_does_not(job):
+    seen: list[bytes] = []
+    with Receiver(replying(lambda value, request: seen.append(request) or value.encode())) as it:
+        endpoint = checked_endpoint(it.url())
+        check(job)
+    assert outcome(endpoint) == ("active", False, None, None)
+    (_, good, good_body), (_, forged, forged_body) = map(parse_request, seen)
+    assert is_signed_with(SECRET, good_body, good)
+    assert not is_signed_with(SECRET, forged_body, forged)
+    # Nothing but the signature tells one from the other.
+    assert good.keys() == forged.keys()
+    assert len(good["webhook-signature"]) == len(forged["webhook-signature"])
+    assert json.loads(good_body).keys() == json.loads(forged_body).keys()
+
+
+@pytest.mark.parametrize(
+    ("answer", "verifies"),
+    [
+        (response(200, b"thank you"), True),
+        (response(204), True),
+        (response(302), True),
+        (response(403), True),
+        (response(500), True),
+        (response(408), None),
+        (response(429), None),
+        (response(502), None),
+        (response(503), None),
+        (response(504), None),
+        (b"nonsense", None),
+        (None, None),  # the connection is closed
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_only_an_answer_tells(job, answer, verifies):
+    with Receiver(verifying(SECRET, if_wrong=answer)) as receiver:
+        endpoint = checked_endpoint(receiver.url())
+        check(job)
+    status, told, failure, planned = outcome(endpoint)
+    assert (status, told, planned) == ("active", verifies, None)
+    assert (failure is None) == (verifies is not None)
+
+
+def test_an_active_endpoint_that_does_not_answer_the_challenge_stays_active_and_unknown(job):
+    """Whoever cannot take a good one shows nothing by refusing a wrong one; it is not repeated."""
+    asked: list[str] = []
+    with Receiver(verifying(if_wrong=response(401), asked=asked)) as receiver:
+        endpoint = checked_endpoint(receiver.url())
+        job.run()
+        job.settle()
+    assert outcome(endpoint) == ("active", None, "http_4xx", None)
+    assert len(asked) == 1
+    assert not state(endpoint)["checks_signatures"]
+
+
+def test_a_pending_endpoint_is_asked_until_it_consents_and_then_checked(job):
+    with Receiver(verifying(if_wrong=response(401))) as receiver:
+        endpoint = checked_endpoint(receiver.url(), status="pending")
+        job.run()
+    row = state(endpoint)
+    assert (row["status"], row["checks_signatures"]) == ("pending", True)
+    with Receiver(verifying(SECRET, if_wrong=response(401))) as receiver:
+        db.execute_sql("UPDATE hookjetty.endpoints SET url_key = %s", (receiver.url(),))
+        ask_again_now(endpoint)
+        check(job)
+    assert outcome(endpoint) == ("active", True, None, None)
+
+
+def test_without_being_wanted_no_wrong_signature_is_sent(job):
+    asked: list[str] = []
+    with Receiver(verifying(SECRET, if_wrong=response(401), asked=asked)) as receiver:
+        endpoint = pending_endpoint(receiver.url())
+        job.run()
+        job.settle()
+    assert outcome(endpoint) == ("active", None, None, None)
+    assert len(asked) == 1
+
+
+def test_while_a_secret_rotates_the_challenge_is_signed_with_both(job):
+    old = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
+    retired = json.dumps([{"secret": sealed(old, 7), "until": "2999-01-01T00:00:00.000Z"}])
+    with Receiver(verifying(old, if_wrong=response(401))) as receiver:
+        endpoint = checked_endpoint(receiver.url(), retired_secrets=retired)
+        check(job)
+    assert outcome(endpoint) == ("active", True, None, None)
+
+
+@pytest.mark.parametrize(
+    "retired", ['["x"]', "7", '[{"secret": "x"}]', '[{"secret": "x", "until": "some day"}]']
+)
+def test_broken_retired_secrets_hold_up_no_other(job, retired):
+    with Receiver(replying(consent)) as receiver:
+        bad = pending_endpoint(receiver.url("/bad"), retired_secrets=retired)
+        good = pending_endpoint(receiver.url("/good"))
+        job.run()
+    assert state(good)["status"] == "active"
+    assert state(bad)["handshake_failure"] == "unsendable"
+
+
+@pytest.mark.parametrize("when", ["during the first", "during the second"])
+def test_a_change_made_meanwhile_voids_what_the_check_found(job, when):
+    with Receiver(verifying(SECRET, if_wrong=response(401))) as receiver:
+        endpoint = checked_endpoint(receiver.url())
+        job.ask()
+        if when == "during the second":
+            job.settle()
+            assert job.answered()
+        db.execute_sql(
+            "UPDATE hookjetty.endpoints SET version = version + 1, status = 'paused',"
+            " handshake_at = NULL, checks_signatures = false"
+        )
+        job.settle()
+    assert outcome(endpoint) == ("paused", None, None, None)
+
+
+def test_one_that_is_disabled_meanwhile_is_not_asked_any_more(job):
+    with Receiver(verifying(SECRET, if_wrong=response(401))) as receiver:
+        endpoint = checked_endpoint(receiver.url())
+        job.ask()
+        note([Heard(endpoint, False, Answer(410, "http_4xx"))], Random(1))
+        job.settle()
+    assert outcome(endpoint) == ("disabled", None, None, None)
+
+
+def test_a_dispatcher_that_died_during_the_check_is_succeeded(job):
+    with Receiver(verifying(SECRET, if_wrong=response(401))) as receiver:
+        endpoint = checked_endpoint(receiver.url())
+        with handshake_job(TIMEOUT_SECONDS="0.5", LEASE_SECONDS="1") as dying:
+            dying.run()  # the wrong one is sent, and its answer is lost
+        wait_until(lambda: state(endpoint)["next_in"] < 0, 3)
+        check(job)
+    assert outcome(endpoint) == ("active", True, None, None)
+
+
 # ------------------------------------------------------------------------------------ all together
 
 
@@ -448,3 +657,32 @@ def test_what_was_published_before_the_consent_is_delivered_after_it(
     refused, agreed, *deliveries = receiver.at("/late")
     assert refused.event != agreed.event
     assert sorted(request.event for request in deliveries) == events
+
+
+def test_verify_says_whether_the_receiver_checks_signatures(
+    database: str, receiver: RecordingReceiver
+) -> None:
+    """One that answers everything, and one that verifies as hookjetty.verify does."""
+    with (
+        LiveService(database, RATE_LIMIT="100") as live,
+        Receiver(verifying(SECRET, if_wrong=response(400))) as strict,
+        requests.Session() as session,
+    ):
+        session.headers["Authorization"] = f"Bearer {live.tenant_token(7)}"
+        for url, expected in ((receiver.url("/credulous"), False), (strict.url(), True)):
+            body = {"url": url, "secret": SECRET}
+            made = session.post(live.url + REGISTER, json=body).json()
+            assert made["status"] == "active"
+            one = f"{live.url}{REGISTER}/{made['endpoint_id']}"
+            assert session.get(one).json()["verifies_signatures"] is None
+            answer = session.post(f"{one}/verify", json={"check_signatures": True})
+            assert answer.json() == {
+                "endpoint_id": made["endpoint_id"],
+                "status": "active",
+                "verifies_signatures": expected,
+            }
+            assert session.get(one).json()["verifies_signatures"] is expected
+            # Of another receiver nothing is known.
+            moved = {"endpoint_id": made["endpoint_id"], "url": url + "?moved=1"}
+            session.post(live.url + REGISTER, json=moved).raise_for_status()
+            assert session.get(one).json()["verifies_signatures"] is None

@@ -53,6 +53,10 @@ def test_every_write_of_a_tenant_is_done_once(owner, publisher):
         (publisher, "/events", EVENT, "POST"),
         (publisher, "/events/batch", {"events": [EVENT]}, "POST"),
         (owner, "/endpoints/ep_1/verify", None, "POST"),
+        (owner, "/endpoints/ep_1/test", None, "POST"),
+        (owner, "/endpoints/ep_1/secret/rotate", None, "POST"),
+        (owner, "/endpoints/ep_1/pause", None, "POST"),
+        (owner, "/endpoints/ep_1/resume", None, "POST"),
         (owner, "/replay", replay, "POST"),
         (owner, "/replays/rpl_1/cancel", None, "POST"),
         (owner, "/endpoints", {"url": f"{URL}/2"}, "POST"),
@@ -65,7 +69,7 @@ def test_every_write_of_a_tenant_is_done_once(owner, publisher):
         assert (again.status_code, again.data) == (first.status_code, first.data)
         assert (is_repeat(first), is_repeat(again)) == (False, True)
         assert again.content_type == first.content_type
-    assert len(rows(db.execute_sql("SELECT FROM hookjetty.events"))) == 2
+    assert len(rows(db.execute_sql("SELECT FROM hookjetty.events"))) == 3
     assert len(rows(db.execute_sql("SELECT FROM hookjetty.replays"))) == 1
 
 

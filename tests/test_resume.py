@@ -17,7 +17,7 @@ FAILING = {"failures": 12, "failing_since": "2026-01-01", "recovered_at": "2026-
 
 def resumed(**columns) -> Endpoint:
     endpoint_id = make_endpoint(7, **columns)
-    assert endpoints.resume(7, endpoint_id).id == endpoint_id
+    assert endpoints.resume(7, endpoint_id).endpoint.id == endpoint_id
     return Endpoint.get_by_id(endpoint_id)
 
 

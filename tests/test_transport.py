@@ -236,6 +236,14 @@ def test_a_connection_is_used_again_also_after_a_body_longer_than_what_is_kept(w
     assert receiver.connections == 1
 
 
+def test_a_new_connection_has_nothing_to_do_with_an_old_one_that_had_its_port(wire, receivers):
+    receiver = receivers(answer(OK))
+    wire.transport._retired_ports.update(range(65536))
+    for _ in range(3):
+        assert wire.send_one(receiver.url()).failure is None
+    assert receiver.connections == 1
+
+
 def test_connections_to_many_receivers_stay_open(receivers):
     many = [receivers(answer(OK)) for _ in range(30)]
     with wired(in_flight=20) as wire:

@@ -5,7 +5,8 @@ A request goes through these steps, each a decorator of its view, in this order:
 1. ``called_by``   The token; the database; the limits. From here on PostgreSQL's absence is
                    ``dependency_down``.
 2. ``arguments``   The body or the query string, strictly (flask-smorest's, with ``StrictParser``).
-3. ``idempotent``  For writes: once per X-Request-Id, in the transaction of the work.
+3. ``idempotent``  For writes: once per X-Request-Id, in the transaction of the work. The header
+                   may also be called Idempotency-Key.
 4. ``response``    flask-smorest's: what the view returned, as JSON.
 
 Every failure is an ``errors.Error`` (``_as_error`` makes one of whatever else was raised), and the
@@ -27,7 +28,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlencode
 
 import flask_smorest
@@ -49,12 +50,17 @@ from app.db import (
 )
 from app.endpoints import Registry
 from app.ingest import RAISED
+from app.models import Endpoint, IfMatch
 from app.ratelimit import Limits
 from app.schemas.base import Body
 from app.schemas.fields import flat
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
+
+# What makes a write idempotent, and names any request in answers and logs: the contract's name for
+# it, and the one that many clients know (draft-ietf-httpapi-idempotency-key-header).
+KEY_HEADERS = ("X-Request-Id", "Idempotency-Key")
 
 MAX_BODY_BYTES = 512 * 1024
 # What is read on after a refusal, so that the client can finish sending and hear of it.
@@ -218,7 +224,7 @@ def _counted(limits: Sequence[Callable[[Limits, int], None]]) -> Iterator[None]:
 
 
 def _may_be_repeat() -> bool:
-    return request.method not in ("GET", "HEAD") and "X-Request-Id" in request.headers
+    return request.method not in ("GET", "HEAD") and g.key is not None
 
 
 def _documented_arguments(view: View) -> list[dict[str, Any]]:
@@ -252,6 +258,8 @@ class StrictParser(FlaskParser):
         """The body, whatever its method; its Content-Type must say that it is JSON."""
         assert isinstance(schema, Body)
         raw = body()
+        if schema.may_be_absent and not raw:
+            return {}
         if not (req.mimetype == "application/json" or req.mimetype.endswith("+json")):
             raise errors.invalid("Content-Type", "must be application/json")
         return schema.read(raw)
@@ -325,12 +333,13 @@ def idempotent(
                 response: Response = view(*args, **kwargs)
                 return response
 
-            key = request.headers.get("X-Request-Id")
-            if key is None:
+            if g.key is None:
                 return _completed(retrying(work), then, is_repeat=False)
-            call = idempotency.Call(g.owner, request.method, request.path, key, body())
+            call = idempotency.Call(g.owner, request.method, request.path, g.key, body())
             answer = retrying(lambda: _once(call, work, answers_secret))
             response = Response(answer.body, answer.status_code, mimetype="application/json")
+            if answer.etag is not None:
+                response.headers["ETag"] = answer.etag
             if answer.is_repeat:
                 response.headers["Idempotent-Replayed"] = "true"
             return _completed(response, then, is_repeat=answer.is_repeat)
@@ -347,7 +356,8 @@ def _once(
     def answer() -> idempotency.Answer:
         g.count()
         response = work()
-        return idempotency.Answer(response.status_code, response.get_data(as_text=True))
+        text = response.get_data(as_text=True)
+        return idempotency.Answer(response.status_code, text, response.headers.get("ETag"))
 
     return idempotency.once(call, answer, service().registry.vault, seal=answers_secret)
 
@@ -356,6 +366,58 @@ def _completed(response: Response, then: Completion | None, *, is_repeat: bool) 
     if then is not None:
         response.set_data(_json(then(json.loads(response.get_data()), is_repeat)))
     return response
+
+
+# ------------------------------------------------------------------------ optimistic concurrency
+
+_ETAG = r'(?:W/)?"[\x21\x23-\x7e]*"'
+_is_etags = re.compile(rf"{_ETAG}(?:[ \t]*,[ \t]*{_ETAG})*").fullmatch
+
+
+def if_matching(view: View) -> View:
+    """Have a write depend on the state of its endpoint: the view gets ``if_match``.
+
+    That is what came in ``If-Match`` (RFC 9110, section 13.1.1). A weak tag never matches. What
+    does not match is a 409, since the contract has no 412.
+    """
+
+    @wraps(view)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return view(*args, **kwargs, if_match=_if_match())
+
+    noted(wrapper, if_matching=True)
+    return wrapper
+
+
+def _if_match() -> IfMatch:
+    given = request.headers.get("If-Match")
+    if given is None:
+        return None
+    given = given.strip(" \t")
+    if given == "*":
+        return frozenset("*")
+    if not _is_etags(given):
+        raise errors.invalid("If-Match", 'must be an ETag such as "ep_7.3", several, or *')
+    tags = re.findall(_ETAG, given)
+    return frozenset(tag[1:-1] for tag in tags if tag.startswith('"') and tag != '"*"')
+
+
+def naming_state(view: View) -> View:
+    """Name in the answer the state of the endpoint that it is about.
+
+    The view returns an endpoint or what has one, and may add a status.
+    """
+
+    @wraps(view)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        answer = view(*args, **kwargs)
+        data, status = answer if type(answer) is tuple else (answer, None)
+        endpoint = cast("Endpoint", getattr(data, "endpoint", data))
+        headers = {"ETag": f'"{endpoint.etag}"'}
+        return (data, headers) if status is None else (data, status, headers)
+
+    noted(wrapper, names_state=True)
+    return wrapper
 
 
 # ------------------------------------------------------------------------------- 4. answers
@@ -444,18 +506,21 @@ def plain_error(error: errors.Error, _status: int) -> dict[str, Any]:
 
 
 def _take_request_id() -> None:
-    given = request.headers.get("X-Request-Id")
     g.request_id = uuid.uuid4().hex
+    g.key = None
     structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(request_id=g.request_id)
     if RAISED in request.environ:
         raise request.environ[RAISED]
-    if given is None:
-        return
-    if not re.fullmatch(r"[\x21-\x7e]{1,255}", given):
-        raise errors.invalid("X-Request-Id", "must have 1 to 255 visible ASCII characters")
-    g.request_id = given
-    structlog.contextvars.bind_contextvars(request_id=given)
+    given = {name: request.headers[name] for name in KEY_HEADERS if name in request.headers}
+    for name, key in given.items():
+        if not re.fullmatch(r"[\x21-\x7e]{1,255}", key):
+            raise errors.invalid(name, "must have 1 to 255 visible ASCII characters")
+    if len(set(given.values())) > 1:
+        raise errors.invalid("Idempotency-Key", "is another one than X-Request-Id; send either")
+    for key in given.values():
+        g.key = g.request_id = key
+        structlog.contextvars.bind_contextvars(request_id=key)
 
 
 def _finish(response: Response) -> Response:

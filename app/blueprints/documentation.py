@@ -125,6 +125,10 @@ or a member that is there twice or is not known is refused, and so is `Content-E
 **`X-Request-Id`** comes back with every answer, made up if you send none, and finds the request in
 our log. It also makes every write idempotent: sent again with the same body, it is answered as the
 first time for {HOURS_KEPT} hours, with `Idempotent-Replayed: true`, and its work is done once.
+`Idempotency-Key` is another name for it.
+
+**`ETag`** names the state of an endpoint as people have made it. Sent back as `If-Match` with a
+write, it makes sure that nobody else's change came in between: a 409 otherwise.
 
 **Limits** are counted for each tenant, over all processes, before the work. What is beyond them is
 a 429 with `Retry-After` in seconds. Admins and operators are not limited.
@@ -167,6 +171,15 @@ PARAMETERS: dict[str, Any] = {
         "description": "Comes back with the answer, and finds the request in our log.",
         "schema": _REQUEST_ID,
     },
+    "IfMatch": {
+        "name": "If-Match",
+        "in": "header",
+        "description": (
+            "The `ETag` of the state that you have seen, several of them, or `*` for any: if the"
+            " endpoint is in another one, nothing is done, and it is a 409."
+        ),
+        "schema": {"type": "string", "examples": ['"ep_7.3"', "*"]},
+    },
     "IdempotencyKey": {
         "name": "X-Request-Id",
         "in": "header",
@@ -197,6 +210,11 @@ HEADERS: dict[str, Any] = {
     "IdempotentReplayed": {
         "description": "There if this is the answer to an earlier request of that X-Request-Id.",
         "schema": {"type": "string", "const": "true"},
+    },
+    "ETag": {
+        "description": "Names the endpoint's state, as people have made it; for `If-Match`.",
+        "required": True,
+        "schema": {"type": "string", "pattern": '^"ep_[1-9][0-9]*\\.[1-9][0-9]*"$'},
     },
     "Link": {
         "description": 'The next page: a path and query, with `rel="next"`. Not on the last one.',
@@ -340,13 +358,14 @@ def _complete(
     operation["parameters"] = [
         *(_path_parameter(name, is_admins) for name in _names_in(rule)),
         *(each for each in operation.get("parameters", []) if each.get("in") != "path"),
+        *([_ref("parameters", "IfMatch")] if told.get("if_matching") else []),
         _ref("parameters", "IdempotencyKey" if is_idempotent else "RequestId"),
     ]
     if "requestBody" in operation:
         at_most = told.get("at_most_bytes", MAX_BODY_BYTES)
         operation["requestBody"] |= {
             "description": f"At most {at_most:,} bytes.",
-            "required": True,
+            "required": not _may_lack_body(told),
             "x-max-bytes": at_most,
         }
     codes = {
@@ -388,6 +407,13 @@ def _names_a_thing(told: dict[str, Any]) -> bool:
     return False
 
 
+def _may_lack_body(told: dict[str, Any]) -> bool:
+    return any(
+        each["in"] == "json" and each["schema"].may_be_absent
+        for each in told.get("arguments", {}).get("parameters", [])
+    )
+
+
 def _path_parameter(name: str, is_admins: bool) -> dict[str, Any]:
     if name in OTHER_PARAMETERS:
         schema = OTHER_PARAMETERS[name]
@@ -410,6 +436,8 @@ def _headers_of_answers(told: dict[str, Any], is_idempotent: bool) -> dict[str, 
     }
     if is_idempotent:
         names["Idempotent-Replayed"] = "IdempotentReplayed"
+    if told.get("names_state"):
+        names["ETag"] = "ETag"
     if any("cursor" in fields for fields in queries):
         names["Link"] = "Link"
     return {header: _ref("headers", name) for header, name in names.items()}

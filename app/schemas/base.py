@@ -28,7 +28,12 @@ class Incoming(Schema):
 
 
 class Body(Incoming):
-    """The JSON object in the body of a write."""
+    """The JSON object in the body of a write.
+
+    Where it ``may_be_absent``, no body at all stands for an empty object.
+    """
+
+    may_be_absent = False
 
     def read(self, raw: bytes) -> Any:
         """The body as values to load; ``invalid_request`` says what is wrong with it."""

@@ -212,12 +212,7 @@ class EventWithTasks(EventItem):
 class EventListed(EventItem):
     """An event in a list. The feed adds its ``data`` as the very text that came in."""
 
-    data = fields.Raw(
-        metadata={
-            "type": ["object", "null"],
-            "description": "In the feed alone: the very text that was published.",
-        }
-    )
+    data = Verbatim(metadata={"description": "In the feed alone: the text that was published."})
 
     where_it_applies = (*EventItem.where_it_applies, "data")
 

@@ -19,9 +19,15 @@ from app.publish import MAX_DATA_BYTES
 from hookjetty.verify import secret_bytes
 
 MAX_URL_CHARACTERS = 2048
+MAX_DESCRIPTION_CHARACTERS = 500
+MAX_METADATA = 50
+MAX_METADATA_NAME_CHARACTERS = 40
+MAX_METADATA_CHARACTERS = 500
 MAX_PATTERNS = 100
 MAX_LIMIT = 200
 MAX_TYPE_CHARACTERS = 128
+# PostgreSQL's text lacks one character.
+_STORABLE = r"^[^\u0000]*$"
 _INTEGER = f"must be an integer from 1 to {LARGEST_ID}"
 _SEGMENTS = r"[a-zA-Z0-9_]+(\.[a-zA-Z0-9_]+)*"
 _TIME = r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{3}Z"
@@ -102,6 +108,33 @@ class Limit(fields.Integer):
         if not re.fullmatch(r"[1-9][0-9]{0,2}", value) or int(value) > MAX_LIMIT:
             raise ValidationError(f"must be an integer from 1 to {MAX_LIMIT}")
         return int(value)
+
+
+class Seconds(fields.Integer):
+    """A time span in whole seconds, from 0 on."""
+
+    default_error_messages = reworded
+
+    def __init__(self, at_most: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.at_most = at_most
+        self.described: Mapping[str, Any] = {"minimum": 0, "maximum": at_most}
+
+    def _deserialize(self, value: Any, *_args: Any, **_kwargs: Any) -> int:
+        if type(value) is not int or not 0 <= value <= self.at_most:
+            raise ValidationError(f"must be an integer from 0 to {self.at_most}")
+        return value
+
+
+class Boolean(fields.Boolean):
+    """true or false."""
+
+    default_error_messages = reworded
+
+    def _deserialize(self, value: Any, *_args: Any, **_kwargs: Any) -> bool:
+        if type(value) is not bool:
+            raise ValidationError("must be true or false")
+        return value
 
 
 class Flag(fields.Boolean):
@@ -213,6 +246,61 @@ class Secret(Text):
         except ValueError as reason:
             raise ValidationError(str(reason)) from None
         return text
+
+
+class Description(Text):
+    """Words of a tenant's own about something; null or an empty text for none."""
+
+    described: Mapping[str, Any] = {
+        "maxLength": MAX_DESCRIPTION_CHARACTERS,
+        "pattern": _STORABLE,
+        "examples": ["The billing team's importer"],
+    }
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_none=True, **kwargs)
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        text: str = super()._deserialize(value, *args, **kwargs)
+        if len(text) > MAX_DESCRIPTION_CHARACTERS:
+            raise ValidationError(f"must have at most {MAX_DESCRIPTION_CHARACTERS} characters")
+        return text or None
+
+
+class Metadata(fields.Field[dict[str, str]]):
+    """What a tenant's programs want to remember about something, as a flat object of strings."""
+
+    described: Mapping[str, Any] = {
+        "type": "object",
+        "maxProperties": MAX_METADATA,
+        "propertyNames": {
+            "minLength": 1,
+            "maxLength": MAX_METADATA_NAME_CHARACTERS,
+            "pattern": _STORABLE,
+        },
+        "additionalProperties": {
+            "type": "string",
+            "maxLength": MAX_METADATA_CHARACTERS,
+            "pattern": _STORABLE,
+        },
+        "examples": [{"team": "billing"}],
+    }
+    default_error_messages = reworded
+
+    def _deserialize(self, value: Any, *_args: Any, **_kwargs: Any) -> dict[str, str]:
+        if not isinstance(value, dict) or not all(type(each) is str for each in value.values()):
+            raise ValidationError("must be a JSON object whose values are strings")
+        if (
+            len(value) > MAX_METADATA
+            or any(not 1 <= len(name) <= MAX_METADATA_NAME_CHARACTERS for name in value)
+            or any(len(text) > MAX_METADATA_CHARACTERS for text in value.values())
+        ):
+            raise ValidationError(
+                f"must have at most {MAX_METADATA} members, with names of 1 to"
+                f" {MAX_METADATA_NAME_CHARACTERS} characters and values of at most"
+                f" {MAX_METADATA_CHARACTERS}"
+            )
+        return value
 
 
 class Patterns(fields.List[str]):
