@@ -172,6 +172,56 @@ class EventPublished(TypedDict):
     tasks: int
 
 
+class EventTypeDeleted(TypedDict):
+    code: int
+    msg: str
+    data: EventTypeName
+
+
+class EventTypeDetail(TypedDict):
+    name: str
+    description: str
+    created_at: str
+    updated_at: str
+    schema: dict[str, dict[str, Any]] | None
+    example: dict[str, dict[str, Any]] | None
+
+
+class EventTypeItem(TypedDict):
+    name: str
+    description: str
+    created_at: str
+    updated_at: str
+
+
+class EventTypeName(TypedDict):
+    name: str
+
+
+class EventTypePage(TypedDict):
+    items: list[EventTypeItem]
+    next_cursor: str | None
+
+
+class EventTypeRead(TypedDict):
+    code: int
+    msg: str
+    data: EventTypeDetail
+
+
+class EventTypeSaved(TypedDict):
+    code: int
+    msg: str
+    data: EventTypeDetail
+
+
+class EventTypes(TypedDict):
+    code: int
+    msg: str
+    data: list[EventTypeItem]
+    next_cursor: str | None
+
+
 class EventWithTasks(TypedDict):
     event_id: str
     type: str

@@ -277,12 +277,13 @@ def test_publishing_gets_none_since_its_key_does_the_same():
 def refusal(status: int, after: int = 1) -> bytes:
     body = b'{"error":"rate_limited","message":"slow down","request_id":"r-2"}'
     head = f"HTTP/1.1 {status} Not Now\r\nRetry-After: {after}\r\nContent-Length: {len(body)}"
-    return head.encode() + b"\r\n\r\n" + body
+    return head.encode() + b"\r\nConnection: close\r\n\r\n" + body
 
 
 def success(answer: Any) -> bytes:
     body = json.dumps(answer).encode()
-    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    head = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+    return head % len(body) + body
 
 
 PUBLISHED = success({"event_id": "evt_1", "tasks": 1})

@@ -152,7 +152,7 @@ PREFIX_OF = {
 }
 OTHER_PARAMETERS: dict[str, dict[str, Any]] = {
     "tenant_id": {"type": "integer", **Id.described},
-    "type": {"type": "string", **EventType.described},
+    "name": {"type": "string", **EventType.described},
 }
 
 TOKENS = {
