@@ -47,7 +47,7 @@ def list_event_types(_owner: int, wanted: dict[str, Any]) -> Any:
 @blp.route("/event-types/<name>", methods=["GET"])
 @called_by(an_admin)
 @blp.response(200, enveloped("EventTypeRead", fields.Nested(EventTypeDetail())))
-def read_event_type(_owner: int, name: str) -> Any:
+def get_event_type(_owner: int, name: str) -> Any:
     """Look at one event type, with its JSON Schema and an example"""
     if not is_event_type(name):
         raise errors.invalid("path", "must be an event type such as export.done")
