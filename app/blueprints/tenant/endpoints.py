@@ -6,6 +6,7 @@ from typing import Any
 
 from app import endpoints
 from app.blueprints.common import (
+    audited,
     called_by,
     idempotent,
     if_matching,
@@ -98,7 +99,7 @@ def list_endpoints(tenant_id: int, wanted: dict[str, Any]) -> Any:
 @called_by(a_reader, Limits.request)
 @blp.response(200, EndpointDetail())
 @naming_state
-def read_endpoint(tenant_id: int, endpoint_id: str) -> Any:
+def get_endpoint(tenant_id: int, endpoint_id: str) -> Any:
     """Look at one endpoint
 
     Its `ETag` names the state that people have given it; sent as `If-Match` with a change, it makes
@@ -190,6 +191,7 @@ def test_endpoint(
 @blp.route("/endpoints/<endpoint_id>/secret", methods=["GET"])
 @called_by(a_writer, Limits.request)
 @may_answer("version_conflict")
+@audited
 @blp.response(200, SecretRevealed())
 @naming_state
 def reveal_secret(tenant_id: int, endpoint_id: str) -> Any:
