@@ -109,6 +109,7 @@ def lives(app, admin, client, mint) -> None:
         caller = Caller(client, "/api/v1/data-consumption/webhooks", mint(tenant_id=tenant))
         body = {"endpoint_id": f"ep_{each}", "from": "2025-10-05T06:00:00Z"}
         assert caller.post("/replay", body).status_code == 202
+        assert caller.post("/tasks/retry", {"status": "failed"}).status_code == 202
     jobs.until_done(jobs.replay_step)
 
 

@@ -50,7 +50,7 @@ def list_tenants(_owner: int, wanted: dict[str, Any]) -> Any:
 @may_answer("not_found")
 @blp.arguments(OneTenant(), location="query")
 @blp.response(200, enveloped("Tenant", fields.Nested(TenantItem())))
-def read_tenant(_owner: int, wanted: dict[str, Any]) -> Any:
+def get_tenant(_owner: int, wanted: dict[str, Any]) -> Any:
     """Look at one tenant
 
     404 if it never had an endpoint or a limit of its own; it may have published all the same.
