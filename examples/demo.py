@@ -125,7 +125,7 @@ def tell(client: Client, database_url: str, receiver: Receiver) -> None:
     expect(refusal == 400, "the receiver should refuse it")
 
     chapter("The tenant lost its data and asks for a replay")
-    replay = client.replay(shop_id, first.event_id)
+    replay = client.start_replay(shop_id, first.event_id)
     say(f"POST /replay {shop_id} from {first.event_id} -> {replay['replay_id']}")
     again = [first.event_id, done.event_id]
     for event_id in again:

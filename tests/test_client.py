@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import json
+import re
 import socket
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 from hookjetty import client as client_module
 from hookjetty.client import AdminClient, ApiError, Client
 from tests.acceptance.receiver import RecordingReceiver
-from tests.conftest import new_database
+from tests.conftest import ADMIN_PREFIX, TENANT_PREFIX, new_database
+from tests.documented import the_document
 from tests.hostile import Receiver, read_request
 from tests.live import LiveService, reserve_port, wait_until
 
@@ -197,7 +201,7 @@ def test_tasks_are_listed_shown_and_retried(client, admin, tenant_id, receiver):
 def test_a_replay_delivers_again_and_tells_how_far_it_is(client, receiver):
     endpoint = client.register_endpoint(receiver.url("/replay"))["endpoint_id"]
     event = client.publish("export.done", {})
-    started = client.replay(endpoint, event.event_id)
+    started = client.start_replay(endpoint, event.event_id)
     assert started["status"] == "started"
     wait_until(lambda: client.get_replay(started["replay_id"])["status"] == "finished")
     assert client.get_replay(started["replay_id"])["events"] == 1
@@ -241,24 +245,125 @@ def test_a_request_id_makes_a_write_idempotent(admin, tenant_id):
     assert conflict.value.request_id == f"once-{tenant_id}"
 
 
-def test_without_one_nothing_is_made_up():
+def request_id_of(request: bytes) -> str | None:
+    found = re.search(rb"\r\nX-Request-Id: (\S+)\r\n", request, re.IGNORECASE)
+    return found[1].decode() if found else None
+
+
+def test_without_one_each_write_gets_its_own():
     with canned(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}") as (url, requests):
+        client = Client(url, "token")
+        client.get_endpoint("ep_1")
+        client.delete_endpoint("ep_1", request_id="mine")
+        client.delete_endpoint("ep_1")
+        client.delete_endpoint("ep_1")
+    read, named, *made_up = map(request_id_of, requests)
+    assert (read, named) == (None, "mine")
+    assert None not in made_up
+    assert len(set(made_up)) == 2
+
+
+def test_publishing_gets_none_since_its_key_does_the_same():
+    answer = b'{"event_id":"evt_1","tasks":0}'
+    head = b"HTTP/1.1 202 Accepted\r\nContent-Length: %d\r\n\r\n" % len(answer)
+    with canned(head + answer) as (url, requests):
+        Client(url, "token").publish("a", {})
+    assert request_id_of(requests[0]) is None
+
+
+# ----------------------------------------------------------------------------------- patience
+
+
+def refusal(status: int, after: int = 1) -> bytes:
+    body = b'{"error":"rate_limited","message":"slow down","request_id":"r-2"}'
+    head = f"HTTP/1.1 {status} Not Now\r\nRetry-After: {after}\r\nContent-Length: {len(body)}"
+    return head.encode() + b"\r\nConnection: close\r\n\r\n" + body
+
+
+def success(answer: Any) -> bytes:
+    body = json.dumps(answer).encode()
+    head = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+    return head % len(body) + body
+
+
+PUBLISHED = success({"event_id": "evt_1", "tasks": 1})
+
+
+@pytest.fixture
+def waits(monkeypatch) -> list[float]:
+    """How long the client waited, which it does not really do."""
+    found: list[float] = []
+    monkeypatch.setattr(client_module, "sleep", found.append)
+    return found
+
+
+def test_what_is_refused_for_now_is_asked_again_with_the_same_request_id(waits):
+    with scripted(refusal(429), refusal(503, 2), success({"endpoint_id": "ep_1"})) as (url, seen):
+        assert Client(url, "token").delete_endpoint("ep_1") == {"endpoint_id": "ep_1"}
+    assert waits == [1, 2]
+    assert len({request_id_of(request) for request in seen}) == 1
+
+
+def test_a_read_is_asked_again(waits):
+    with scripted(refusal(503), success({"endpoint_id": "ep_1"})) as (url, _):
+        assert Client(url, "token").get_endpoint("ep_1") == {"endpoint_id": "ep_1"}
+    assert waits == [1]
+
+
+@pytest.mark.parametrize(
+    "safe", [{"key": "k"}, {"request_id": "r"}, {"key": "k", "request_id": "r"}]
+)
+def test_a_publish_of_unknown_outcome_is_asked_again_if_it_is_safe(safe, waits):
+    with scripted(refusal(503), PUBLISHED) as (url, _):
+        assert Client(url, "token").publish("a", {}, **safe).event_id == "evt_1"
+    assert waits == [1]
+
+
+def test_a_publish_of_unknown_outcome_is_not_repeated_otherwise(waits):
+    with scripted(refusal(503)) as (url, seen), pytest.raises(ApiError):
+        Client(url, "token").publish("a", {})
+    with scripted(refusal(503)) as (url, _), pytest.raises(ApiError):
+        Client(url, "token").publish_batch([{"type": "a", "data": {}, "key": "k"}, EVENT])
+    assert (len(seen), waits) == (1, [])
+
+
+def test_a_publish_beyond_the_limit_did_nothing_and_is_asked_again(waits):
+    with scripted(refusal(429), PUBLISHED) as (url, _):
+        assert Client(url, "token").publish("a", {}).event_id == "evt_1"
+    assert waits == [1]
+
+
+def test_patience_ends(waits):
+    with scripted(refusal(429, after=11)) as (url, _), pytest.raises(ApiError) as refused:
         Client(url, "token").get_endpoint("ep_1")
-        Client(url, "token").delete_endpoint("ep_1", request_id="mine")
-    assert b"x-request-id" not in requests[0].lower()
-    assert b"x-request-id: mine\r\n" in requests[1].lower()
+    assert refused.value.retry_after == 11
+    with scripted(refusal(429)) as (url, _), pytest.raises(ApiError):
+        Client(url, "token", patience_seconds=0).get_endpoint("ep_1")
+    assert waits == []
 
 
 # ------------------------------------------------------------------------------------ errors
 
 
+EVENT = {"type": "a", "data": {}}
+
+
 def canned(response: bytes):
     """A server with one answer to everything: its URL, and what it was asked."""
+    return _answering(itertools.repeat(response))
+
+
+def scripted(*responses: bytes):
+    """A server with these answers, one after the other."""
+    return _answering(iter(responses))
+
+
+def _answering(responses: Iterator[bytes]):
     requests: list[bytes] = []
 
     def behave(connection: socket.socket) -> None:
         requests.append(read_request(connection))
-        connection.sendall(response)
+        connection.sendall(next(responses))
 
     class Canned(Receiver):
         def __enter__(self):
@@ -288,7 +393,7 @@ def test_how_long_to_wait_is_told():
     body = b'{"error":"rate_limited","message":"slow down","request_id":"r-2"}'
     head = b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 3\r\nContent-Length: %d\r\n\r\n"
     with canned(head % len(body) + body) as (url, _), pytest.raises(ApiError) as refused:
-        Client(url, "token").publish("a", {})
+        Client(url, "token", patience_seconds=0).publish("a", {})
     error = refused.value
     assert (error.status, error.code, error.retry_after) == (429, "rate_limited", 3.0)
 
@@ -351,6 +456,15 @@ def test_url_and_token_come_from_the_environment(live, tenant_id, monkeypatch):
     assert list(Client().list_endpoints()) == []
 
 
+def test_it_is_shown_nowhere(live):
+    client = Client(live.url, "the-token-itself")
+    with pytest.raises(ApiError) as refused:
+        client.get_endpoint("ep_1")
+    for shown in (repr(client), repr(vars(client)), repr(refused.value), str(refused.value)):
+        assert "the-token-itself" not in shown
+    assert repr(client) == f"Client('{live.url}')"
+
+
 @pytest.mark.parametrize("token", [None, "", " \n", "tok\nen", "tökén"])
 def test_a_token_is_needed(token, monkeypatch):
     monkeypatch.delenv("HOOKJETTY_TOKEN", raising=False)
@@ -364,3 +478,28 @@ def test_a_netrc_does_not_replace_the_token(tmp_path, monkeypatch):
     with canned(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}") as (url, requests):
         Client(url, "token").get_endpoint("ep_1")
     assert b"Authorization: Bearer token\r\n" in requests[0]
+
+
+# ------------------------------------------------------------------------------- completeness
+
+# As in hookjetty.publish, and in the words of those who publish.
+CALLED_OTHERWISE = {"publish_event": "publish", "publish_events": "publish_batch"}
+# Another way to use an operation that has a method of its own.
+OTHER_WAYS = {"dry_run", "feed", "count_bulk_retry", "close"}
+
+
+@pytest.mark.parametrize(
+    ("client_class", "prefix", "before"),
+    [(Client, TENANT_PREFIX, ""), (AdminClient, ADMIN_PREFIX, "admin_")],
+)
+def test_there_is_a_method_for_every_operation_and_no_other(client_class, prefix, before):
+    operations = {
+        operation["operationId"].removeprefix(before)
+        for path, methods in the_document()["paths"].items()
+        if path.startswith(prefix)
+        for operation in methods.values()
+    }
+    methods = {name for name in dir(client_class) if not name.startswith("_")}
+    wanted = {CALLED_OTHERWISE.get(name, name) for name in operations}
+    assert wanted - methods == set(), "without a method"
+    assert methods - wanted <= OTHER_WAYS, "without an operation"

@@ -9,7 +9,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from flask import Flask
 
 from app import errors, models
 from app.settings import load
@@ -57,20 +56,6 @@ def test_the_retry_schedule_is_the_default_one():
     assert [int(one[1]) * seconds[one[2]] for one in named] == list(load({}).retry_schedule)
     assert delays in README
     assert delays in DATA_MODEL
-
-
-def test_the_readme_names_the_routes_that_there_are(app: Flask):
-    """Those of tenants and producers; the contract itself names the admin's."""
-    listed = set()
-    for methods, path in re.findall(r"`([A-Z|]+) (/[\w/{}]+)`", section(README, "## Use it")):
-        listed |= {(method, path) for method in methods.split("|")}
-    there = {
-        (method, re.sub(r"<\w+>", "{id}", rule.rule.removeprefix(TENANT_PREFIX)))
-        for rule in app.url_map.iter_rules()
-        if rule.rule.startswith(TENANT_PREFIX)
-        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
-    }
-    assert listed == there
 
 
 def test_the_error_codes_are_those_of_the_contract():

@@ -42,7 +42,10 @@ SCOPES = {"webhooks:read", "webhooks:write", "events:write"}
 
 # What a tenant makes for itself, without naming anything that is there already.
 MAKES_ITS_OWN = {"publish_event", "publish_events"}
+# What is the platform's and the same for every tenant.
+OF_ALL = {"list_event_types", "get_event_type"}
 
+MALFORMED_NAMES = ["a..b", ".a", "a.", "a b", "a-b", "hookjetty.x", "a" * 129, "\u00e4", "a%00"]
 # Malformed ids, as a path's part and as a member of a body; P is the id's prefix.
 MALFORMED = [
     *("P_0", "P_-7", "P_07", "P_7.0", "P_7e0", "P_", "P7", "7", "P_7 ", "P_9007199254740992"),
@@ -133,6 +136,9 @@ class World:
             "task_id": "task",
             "replay_id": "rpl",
         }
+        db.execute_sql(
+            "INSERT INTO hookjetty.event_types (name, description) VALUES ('export.done', '')"
+        )
 
     # ------------------------------------------------------------------------------- requests
 
@@ -169,6 +175,8 @@ class World:
     def id_of(self, operation: Operation, name: str) -> str:
         if name == "tenant_id":
             return str(OWNER)
+        if name == "name":
+            return "export.done"
         if name not in self.prefix_of:
             pytest.fail(f"the matrix knows no {name}: let World have one")
         number = self.ids[self.prefix_of[name]]
@@ -326,9 +334,9 @@ def test_an_operators_path_takes_no_token_and_minds_none(client, path):
 @operations(TENANT_PREFIX, lambda each: each.names_in_path or each.ids_in_body)
 def test_a_malformed_id_is_a_400(world, operation):
     for name in operation.names_in_path:
-        prefix = world.prefix_of[name]
-        for malformed in MALFORMED:
-            path = world.path(operation, **{name: malformed.replace("P", prefix)})
+        prefix = world.prefix_of.get(name)
+        for malformed in MALFORMED if prefix else MALFORMED_NAMES:
+            path = world.path(operation, **{name: malformed.replace("P", prefix or "")})
             refused(
                 world.call(operation, of_tenant(OWNER), path=path), operation, "invalid_request"
             )
@@ -344,7 +352,8 @@ def test_a_malformed_id_is_a_400(world, operation):
 @operations(ADMIN_PREFIX)
 def test_a_malformed_number_is_a_400(world, operation):
     for name in operation.names_in_path:
-        for malformed in ("0", "-7", "07", "7.5", "ep_7", str(2**53), "7" * 400, "\u0667"):
+        numbers = ("0", "-7", "07", "7.5", "ep_7", str(2**53), "7" * 400, "\u0667")
+        for malformed in numbers if name.endswith("_id") else MALFORMED_NAMES:
             path = world.path(operation, **{name: malformed})
             refused(world.call(operation, token(**ADMIN), path=path), operation, "invalid_request")
     for name in {"id", "tenant_id"} & set(operation.body or {}):
@@ -364,7 +373,10 @@ def test_a_malformed_number_is_a_400(world, operation):
 def test_another_tenants_things_are_not_there(own_world, operation):
     stranger = of_tenant(STRANGER)
     before = snapshot()
-    if operation.names_in_path or operation.ids_in_body:
+    if operation.name in OF_ALL:
+        theirs = own_world.call(operation, of_tenant(OWNER))
+        assert own_world.call(operation, stranger).json == theirs.json
+    elif operation.names_in_path or operation.ids_in_body:
         foreign = own_world.call(operation, stranger)
         told = refused(foreign, operation, "not_found")
         assert snapshot() == before
@@ -405,7 +417,7 @@ def test_a_filter_by_another_tenants_thing_finds_nothing(world, operation):
                 refused(answer, operation, "not_found")
 
 
-@operations(TENANT_PREFIX, lambda each: each.is_list)
+@operations(TENANT_PREFIX, lambda each: each.is_list and each.name not in OF_ALL)
 def test_another_tenants_cursor_is_of_no_use(world, operation):
     page = world.call(operation, of_tenant(OWNER), path=f"{operation.path}?limit=1").json
     assert page["next_cursor"], "the owner has but one: let World have two"

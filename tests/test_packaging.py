@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LOCKS = ("requirements.lock", "requirements-dev.lock")
 TARGETS = [
     *("help", "demo", "run", "run-api", "run-dispatcher"),
-    *("test", "check", "bench", "lock", "clean"),
+    *("test", "check", "bench", "openapi", "fuzz", "lock", "clean"),
 ]
 
 

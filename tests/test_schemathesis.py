@@ -72,7 +72,7 @@ def test_the_live_service_is_as_the_document_says(live: LiveService, tmp_path: P
 def configuration(tokens: dict[str, str]) -> str:
     """schemathesis.toml: each surface's token, and what is not held against an operation."""
     lines = [
-        "workers = 2",
+        "workers = 1",
         "continue-on-failure = true",
         'suppress-health-check = ["all"]',
         "[generation]",

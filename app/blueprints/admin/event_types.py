@@ -8,7 +8,7 @@ from marshmallow import fields
 
 from app import errors, event_types
 from app.blueprints.admin.surface import an_admin, blueprint
-from app.blueprints.common import called_by, idempotent, link_to_next
+from app.blueprints.common import called_by, idempotent, link_to_next, may_answer
 from app.schemas.base import PageQuery, enveloped
 from app.schemas.event_types import (
     EventTypeDetail,
@@ -16,9 +16,12 @@ from app.schemas.event_types import (
     EventTypeName,
     EventTypeToSave,
 )
-from app.schemas.fields import Text, is_event_type
+from app.schemas.fields import is_event_type, next_cursor
 
 blp = blueprint("event_types", "What the platform's events mean.")
+
+
+_SAVED = enveloped("EventTypeSaved", fields.Nested(EventTypeDetail()))
 
 
 @blp.route("/event-types", methods=["GET"])
@@ -29,7 +32,7 @@ blp = blueprint("event_types", "What the platform's events mean.")
     enveloped(
         "EventTypes",
         fields.List(fields.Nested(EventTypeItem())),
-        next_cursor=Text(allow_none=True),
+        next_cursor=next_cursor(),
     ),
 )
 def list_event_types(_owner: int, wanted: dict[str, Any]) -> Any:
@@ -44,7 +47,7 @@ def list_event_types(_owner: int, wanted: dict[str, Any]) -> Any:
 @blp.route("/event-types/<name>", methods=["GET"])
 @called_by(an_admin)
 @blp.response(200, enveloped("EventTypeRead", fields.Nested(EventTypeDetail())))
-def read_event_type(_owner: int, name: str) -> Any:
+def get_event_type(_owner: int, name: str) -> Any:
     """Look at one event type, with its JSON Schema and an example"""
     if not is_event_type(name):
         raise errors.invalid("path", "must be an event type such as export.done")
@@ -55,7 +58,8 @@ def read_event_type(_owner: int, name: str) -> Any:
 @called_by(an_admin)
 @blp.arguments(EventTypeToSave())
 @idempotent()
-@blp.response(201, enveloped("EventTypeSaved", fields.Nested(EventTypeDetail())))
+@blp.response(201, _SAVED)
+@blp.alt_response(200, schema=_SAVED, success=True)
 def save_event_type(_owner: int, wanted: dict[str, Any]) -> Any:
     """Create or update an event type
 
@@ -69,6 +73,7 @@ def save_event_type(_owner: int, wanted: dict[str, Any]) -> Any:
 
 @blp.route("/event-types/delete", methods=["POST"])
 @called_by(an_admin)
+@may_answer("not_found")
 @blp.arguments(EventTypeName())
 @idempotent()
 @blp.response(200, enveloped("EventTypeDeleted", fields.Nested(EventTypeName())))

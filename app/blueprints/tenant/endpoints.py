@@ -99,7 +99,7 @@ def list_endpoints(tenant_id: int, wanted: dict[str, Any]) -> Any:
 @called_by(a_reader, Limits.request)
 @blp.response(200, EndpointDetail())
 @naming_state
-def read_endpoint(tenant_id: int, endpoint_id: str) -> Any:
+def get_endpoint(tenant_id: int, endpoint_id: str) -> Any:
     """Look at one endpoint
 
     Its `ETag` names the state that people have given it; sent as `If-Match` with a change, it makes

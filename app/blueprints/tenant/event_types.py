@@ -31,7 +31,7 @@ def list_event_types(_tenant_id: int, wanted: dict[str, Any]) -> Any:
 @blp.route("/event-types/<name>", methods=["GET"])
 @called_by(a_reader, Limits.request)
 @blp.response(200, EventTypeDetail())
-def read_event_type(_tenant_id: int, name: str) -> Any:
+def get_event_type(_tenant_id: int, name: str) -> Any:
     """Look at one event type, with its JSON Schema and an example"""
     if not is_event_type(name):
         raise errors.invalid("path", "must be an event type such as export.done")

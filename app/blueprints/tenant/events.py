@@ -198,7 +198,7 @@ def list_events(tenant_id: int, wanted: dict[str, Any]) -> Any:
 @blp.route("/events/<event_id>", methods=["GET"])
 @called_by(a_reader, Limits.request)
 @blp.response(200, EventWithTasks())
-def read_event(tenant_id: int, event_id: str) -> Any:
+def get_event(tenant_id: int, event_id: str) -> Any:
     """Look at one event, and at what became of it"""
     event = Event.get_of(tenant_id, parse_id("evt", event_id))
     return with_text(_EVENT.dump(event), "data", event.data or "null")

@@ -32,7 +32,7 @@ def start_replay(tenant_id: int, wanted: dict[str, Any]) -> Any:
 @blp.route("/replays/<replay_id>", methods=["GET"])
 @called_by(a_reader, Limits.request)
 @blp.response(200, ReplayItem())
-def read_replay(tenant_id: int, replay_id: str) -> Any:
+def get_replay(tenant_id: int, replay_id: str) -> Any:
     """Look at one replay"""
     return Replay.get_of(tenant_id, parse_id("rpl", replay_id))
 

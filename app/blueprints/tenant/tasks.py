@@ -31,7 +31,7 @@ def list_tasks(tenant_id: int, wanted: dict[str, Any]) -> Any:
 @blp.route("/tasks/<task_id>", methods=["GET"])
 @called_by(a_reader, Limits.request)
 @blp.response(200, TaskWithAttempts())
-def read_task(tenant_id: int, task_id: str) -> Any:
+def get_task(tenant_id: int, task_id: str) -> Any:
     """Look at one task and its attempts
 
     The attempts in the order they were made, the newest 100 of them.

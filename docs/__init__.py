@@ -1,0 +1,1 @@
+"""What is written for people, and what makes the parts of it that are made."""
