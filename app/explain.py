@@ -60,13 +60,12 @@ def matching(patterns: Sequence[str], event_type: str) -> str | None:
     'export.*'
     >>> matching(["export.*"], "export"), matching(["*"], "x"), matching(["a.b"], "a.bc")
     (None, '*', None)
-    >>> matching(["*"], "hookjetty.task.exhausted")  # operational events are for who names them
-    >>> matching(["*", "hookjetty.*"], "hookjetty.task.exhausted")
+    >>> matching(["*", "hookjetty.*"], "hookjetty.task.exhausted")  # not by "*"
     'hookjetty.*'
     """
-    is_ours = event_type.startswith("hookjetty.")
+    everything = None if event_type.startswith("hookjetty.") else "*"
     for pattern in patterns:
-        if pattern == event_type or (pattern == "*" and not is_ours):
+        if pattern in (everything, event_type):
             return pattern
         if pattern.endswith(".*") and event_type.startswith(pattern[:-1]):
             return pattern

@@ -36,9 +36,6 @@ from tests.live import ROOT, LiveService
 TABLES_OF_URLS = ("endpoints",)
 TABLES_OF_DATA = ("events",)
 
-# Steps of the scenario whose routes may be missing.
-NOT_YET: set[str] = set()
-
 
 class Step(NamedTuple):
     """A request, and which canaries its answer may show.
@@ -324,7 +321,7 @@ def _command(live: LiveService, *words: str) -> str:
 
 def test_h3_nothing_secret_is_anywhere_but_where_it_belongs(played, database):
     story, texts = played
-    assert set(story.left_out) <= NOT_YET
+    assert story.left_out == [], "routes that there are not"
     assert '"level":"debug"' in texts["the processes' logs"].replace(" ", "")
     assert "urllib3" in texts["the client's logs"]
     for name, text in texts.items():
