@@ -49,7 +49,7 @@ MOST_CHUNK_LINE_BYTES = 4096
 # What a proxy may say first, with a length behind it (its PROXY protocol, version 2).
 PROXY_V2 = b"\r\n\r\n\x00\r\nQUIT\n"
 
-_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,18})[ \t]*(?=\r\n)", re.IGNORECASE)
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*0*([0-9]{1,18})[ \t]*(?=\r\n)", re.IGNORECASE)
 _ENCODING = re.compile(rb"\r\ntransfer-encoding:", re.IGNORECASE)
 _EXPECT = re.compile(rb"\r\nexpect:[ \t]*100-continue", re.IGNORECASE)
 
@@ -126,6 +126,20 @@ class Request:
             if line + 2 + size + 2 > len(self.received):
                 return False
             self._chunk = line + 2 + size + 2
+
+
+class Received(IterUnreader):  # type: ignore[misc]  # it has no types
+    """What has come in of a request, for gunicorn's parser, which says where the request ends."""
+
+    def __init__(self, received: bytes) -> None:
+        super().__init__([received])
+        self.was_too_little = False
+
+    def chunk(self, size_hint: int | None = None) -> bytes:
+        """All of it, once. Who wants more has read the request otherwise than we did."""
+        data: bytes = super().chunk(size_hint)
+        self.was_too_little |= not data
+        return data
 
 
 class Connection(TConn):  # type: ignore[misc]  # it has no types
@@ -232,7 +246,7 @@ class BufferingWorker(ThreadWorker):  # type: ignore[misc]  # it has no types
         conn.was_told_to_continue = False
         if conn.parser is None:
             conn.parser = http.get_parser(self.cfg, (), conn.client)
-        conn.parser.unreader = IterUnreader([received])
+        conn.parser.unreader = Received(received)
         self.enqueue_req(conn)
 
     def handle_request(self, req: Any, conn: Connection) -> Any:
@@ -245,8 +259,13 @@ class BufferingWorker(ThreadWorker):  # type: ignore[misc]  # it has no types
     # -------------------------------------------------------------------------------- afterwards
 
     def finish_request(self, conn: Connection, fs: Future[Any]) -> None:
-        """What becomes of the connection: the next request on it, a pause, or its end."""
-        if fs.cancelled() or fs.exception() is not None or not fs.result():
+        """What becomes of the connection: the next request on it, a pause, or its end.
+
+        Its end, too, if the request was not there as a whole: the rest of its body may be on its
+        way, and must never be taken for another request (RFC 9112, section 11.2).
+        """
+        is_over = fs.cancelled() or fs.exception() is not None or not fs.result()
+        if is_over or conn.parser.unreader.was_too_little:
             self._linger(conn)
             return
         conn.request = Request(conn.parser.unreader.take_buffered())
