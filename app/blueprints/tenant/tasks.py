@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from flask import jsonify, request
+from flask import g, jsonify, request
 
 from app import bulk_retries, tasks
 from app.blueprints.common import called_by, idempotent, link_to_next
@@ -48,13 +48,15 @@ def _unless_dry_run(limits: Limits, tenant_id: int) -> None:
 def _or_dry_run(view: Callable[..., Any]) -> Callable[..., Any]:
     """Answer how many tasks it would be, before anything is stored about the request.
 
-    An X-Request-Id is for what is done: it would answer the retry after a dry run, too.
+    An X-Request-Id is for what is done: it would answer the retry after a dry run, too. So each is
+    counted here: with an X-Request-Id, ``called_by`` leaves that to what makes the retry.
     """
 
     @wraps(view)
     def wrapper(tenant_id: int, wanted: dict[str, Any], how: dict[str, Any]) -> Any:
         narrowed = TaskFilter(**wanted)
         if how["dry_run"]:
+            g.count()
             return jsonify(_COUNT.dump(bulk_retries.count(tenant_id, narrowed)))
         return view(tenant_id, narrowed)
 
