@@ -211,6 +211,13 @@ def _reached(sources: Sequence[_Source], most: int, parameters: Mapping[str, Any
 def _sources(tenant_id: int, wanted: TaskFilter, parameters: dict[str, Any]) -> list[_Source]:
     """Where to look, no task being in two of them; parameters are added."""
     status = wanted.status
+    if wanted.endpoint_id is not None:
+        its = Endpoint.select().where(
+            Endpoint.id == wanted.endpoint_id, Endpoint.tenant_id == tenant_id
+        )
+        if not its.exists():
+            # The cursor would tell how far a look at another tenant's tasks reaches.
+            return [_Source(condition="false")]
     if wanted.event_id is not None:
         event = Event.get_or_none(Event.id == wanted.event_id, Event.tenant_id == tenant_id)
         parameters["ids"] = sorted(Task.ids_of_event(event)) if event else []
@@ -218,7 +225,10 @@ def _sources(tenant_id: int, wanted: TaskFilter, parameters: dict[str, Any]) -> 
     has_failed = wanted.failure is not None or wanted.code_class in ("3xx", "4xx", "5xx")
     if status == "delivering" or (status is None and has_failed):
         parameters["ids"] = _under_way(tenant_id)
-        under_way = _Source(condition="t.id = ANY (%(ids)s::bigint[]) AND t.status = 'delivering'")
+        under_way = _Source(
+            condition="t.id = ANY (%(ids)s::bigint[]) AND t.status = 'delivering'"
+            " AND t.tenant_id = %(tenant)s"
+        )
         # A task that was tried, and is not delivered, is under way or one of these.
         return [under_way, *(_rare(each) for each in _RARE if status is None)]
     if status in _RARE:
