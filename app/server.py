@@ -57,6 +57,9 @@ _EXPECT = re.compile(rb"\r\nexpect:[ \t]*100-continue", re.IGNORECASE)
 class Request:
     r"""What has come in of a request, and whether that is all of it. Judges nothing else.
 
+    Asked after each piece that comes in, however small, in the loop of the whole process: so what
+    was looked at is not looked at again, but for a last line, and trailers within bounds.
+
     >>> request = Request()
     >>> request.add(b"POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\n{")
     >>> request.is_whole()
@@ -72,6 +75,7 @@ class Request:
         self._head = 0  # its length, once known
         self._needed = 0  # the length of it all, unless it comes in chunks
         self._chunk: int | None = None  # where the next chunk begins
+        self._expects_continue = False
 
     def add(self, data: bytes) -> None:
         """What came next."""
@@ -89,7 +93,7 @@ class Request:
 
     def takes_continue(self) -> bool:
         """Whether the client sends the body when it is told to (RFC 9110, section 10.1.1)."""
-        return bool(self._head and _EXPECT.search(self.received, 0, self._head))
+        return self._expects_continue
 
     def _find_head(self) -> bool:
         beginning = self.received[: len(PROXY_V2)]
@@ -102,6 +106,9 @@ class Request:
         if at < 0:
             return False
         self._head = self._needed = at + 4
+        if self._head > MOST_HEAD_BYTES:
+            return True
+        self._expects_continue = bool(_EXPECT.search(self.received, 0, self._head))
         lengths = _LENGTH.findall(self.received, 0, self._head)
         if _ENCODING.search(self.received, 0, self._head):
             if not lengths:
@@ -121,8 +128,9 @@ class Request:
             if not re.fullmatch(b"[0-9A-Fa-f]{1,16}", digits):
                 return True
             size = int(digits, 16)
-            if size == 0:
-                return self.received.find(b"\r\n\r\n", line) >= 0
+            if size == 0:  # and trailers, which are as a head is
+                is_endless = len(self.received) - line > MOST_HEAD_BYTES
+                return is_endless or self.received.find(b"\r\n\r\n", line) >= 0
             if line + 2 + size + 2 > len(self.received):
                 return False
             self._chunk = line + 2 + size + 2

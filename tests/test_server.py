@@ -53,6 +53,8 @@ def test_a_request_is_whole_with_its_last_byte_and_not_before(sent):
         CHUNKED + b"\r\n",
         CHUNKED + b"3" * 17 + b"\r\n",
         CHUNKED + b"3" * (server.MOST_CHUNK_LINE_BYTES + 1),
+        CHUNKED + b"0\r\nX: " + b"y" * server.MOST_HEAD_BYTES,
+        HEAD + b"Content-Length: 5\r\nX: " + b"y" * server.MOST_HEAD_BYTES + b"\r\n\r\n",
         HEAD + b"Content-Length: 99999999999\r\n\r\n" + b"x" * server.MOST_REQUEST_BYTES,
     ],
     ids=lambda sent: f"{sent[34:70]!r}",
