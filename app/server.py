@@ -12,7 +12,6 @@ import errno
 import re
 import selectors
 import socket
-import struct
 import time
 from collections import deque
 from contextlib import suppress
@@ -31,17 +30,18 @@ if TYPE_CHECKING:
 REQUEST_SECONDS = 30.0
 # So long an answered connection waits to be closed by the client, who may not have read it all yet.
 LINGER_SECONDS = 2.0
-# So long a thread waits for a client to take what does not fit into the kernel's buffer, and how
-# much that is to be; the kernel may allow less.
-WRITE_SECONDS = 10
+# So long a thread waits in all for a client to take an answer, and how much of that is to fit into
+# the kernel's buffer, for which nobody waits; the kernel may allow less.
+ANSWER_SECONDS = 30.0
 SEND_BUFFER_BYTES = 1024 * 1024
 
 # Longer ones are handed over as they are, for gunicorn or a view to refuse. A view reads up to
 # 16 MiB of a body that it refuses, so that the client gets to see the answer.
 MOST_HEAD_BYTES = 64 * 1024
 MOST_REQUEST_BYTES = 17 * 1024 * 1024
-# Of all connections of a process; if they hold more, the one that holds most is closed.
-MOST_WAITING_BYTES = 64 * 1024 * 1024
+# Of all requests of a process that come in or wait for a thread or its answer. If they hold more,
+# those that still come in make way, the longest first, unless they are short.
+MOST_HELD_BYTES = 128 * 1024 * 1024
 
 RECEIVED_AT_A_TIME = 256 * 1024
 MOST_CHUNK_LINE_BYTES = 4096
@@ -157,6 +157,7 @@ class Connection(TConn):  # type: ignore[misc]  # it has no types
         super().__init__(*args)
         self.initialized = self.data_ready = True  # no thread has to wait for a beginning
         self.request = Request()
+        self.handed_over = 0  # bytes of the request that is being answered
         self.was_told_to_continue = False
 
 
@@ -166,7 +167,7 @@ class BufferingWorker(ThreadWorker):  # type: ignore[misc]  # it has no types
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._lingering: deque[Connection] = deque()
-        self._waiting_bytes = 0
+        self._held_bytes = 0
         self._stopped_at: float | None = None
 
     # -------------------------------------------------------------------------------- requests
@@ -176,13 +177,12 @@ class BufferingWorker(ThreadWorker):  # type: ignore[misc]  # it has no types
         try:
             client, address = listener.accept()
         except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.ECONNABORTED, errno.EWOULDBLOCK):
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self._make_room()
+            elif error.errno not in (errno.EAGAIN, errno.ECONNABORTED, errno.EWOULDBLOCK):
                 raise
             return
         client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
-        client.setsockopt(
-            socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", WRITE_SECONDS, 0)
-        )
         self.nr_conns += 1
         self._await_request(Connection(self.cfg, client, address, listener.getsockname()))
 
@@ -206,7 +206,7 @@ class BufferingWorker(ThreadWorker):  # type: ignore[misc]  # it has no types
     def _await_request(self, conn: Connection) -> None:
         """Mostly it is there already."""
         conn.sock.setblocking(False)
-        self._waiting_bytes += len(conn.request.received)
+        self._held_bytes += len(conn.request.received)
         if conn.request.is_whole() or self._has_all(conn):
             self._hand_over(conn)
             return
@@ -232,21 +232,24 @@ class BufferingWorker(ThreadWorker):  # type: ignore[misc]  # it has no types
             if not data:
                 return True
             conn.request.add(data)
-            self._waiting_bytes += len(data)
+            self._held_bytes += len(data)
             if conn.request.is_whole():
                 return True
         if not conn.was_told_to_continue and conn.request.takes_continue():
             conn.was_told_to_continue = True
             with suppress(OSError):
                 conn.sock.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-        while self._waiting_bytes > MOST_WAITING_BYTES and self.pending_conns:
-            self._drop_pending(max(self.pending_conns, key=lambda one: len(one.request.received)))
+        while self._held_bytes > MOST_HELD_BYTES and self.pending_conns:
+            longest = max(self.pending_conns, key=lambda one: len(one.request.received))
+            if len(longest.request.received) <= MOST_HEAD_BYTES:
+                break
+            self._drop_pending(longest)
         return False
 
     def _hand_over(self, conn: Connection) -> None:
         """Let a thread answer it. The parser has these bytes and no others: it never waits."""
         received = bytes(conn.request.received)
-        self._waiting_bytes -= len(received)
+        conn.handed_over = len(received)
         if not received:
             self._close(conn)
             return
@@ -259,9 +262,10 @@ class BufferingWorker(ThreadWorker):  # type: ignore[misc]  # it has no types
 
     def handle_request(self, req: Any, conn: Connection) -> Any:
         """Answer, in a thread."""
+        conn.sock.settimeout(ANSWER_SECONDS)  # of a whole sendall: trickling does not help
         try:
             return super().handle_request(req, conn)
-        except BlockingIOError:
+        except TimeoutError:
             raise OSError(errno.EPIPE, "the client does not read its answer") from None
 
     # -------------------------------------------------------------------------------- afterwards
@@ -272,6 +276,7 @@ class BufferingWorker(ThreadWorker):  # type: ignore[misc]  # it has no types
         Its end, too, if the request was not there as a whole: the rest of its body may be on its
         way, and must never be taken for another request (RFC 9112, section 11.2).
         """
+        self._held_bytes -= conn.handed_over
         is_over = fs.cancelled() or fs.exception() is not None or not fs.result()
         if is_over or conn.parser.unreader.was_too_little:
             self._linger(conn)
@@ -326,8 +331,17 @@ class BufferingWorker(ThreadWorker):  # type: ignore[misc]  # it has no types
     def _drop_pending(self, conn: Connection) -> None:
         self.pending_conns.remove(conn)
         self.poller.unregister(conn.sock)
-        self._waiting_bytes -= len(conn.request.received)
+        self._held_bytes -= len(conn.request.received)
         self._close(conn)
+
+    def _make_room(self) -> None:
+        """This process may open no more files: who has said nothing for longest is closed."""
+        if self.pending_conns:
+            self._drop_pending(self.pending_conns[0])
+        elif self.keepalived_conns:
+            conn = self.keepalived_conns.popleft()
+            self.poller.unregister(conn.sock)
+            self._close(conn)
 
     def _close(self, conn: Connection) -> None:
         self.nr_conns -= 1
