@@ -25,6 +25,10 @@ from app.models import (
 # One request looks at no more tasks than this, however few of them are wanted.
 MOST_LOOKED_AT = 10_000
 
+# Of endpoints that are deleted and had no task of an event, so many are named: there is no end to
+# registering and deleting.
+MOST_DELETED_NAMED = 100
+
 # The receiver's answer to the latest try, by its hundreds, as the task itself tells it.
 CODE_CLASSES: Mapping[str, str] = {
     "2xx": "t.status = 'delivered'",
@@ -392,6 +396,7 @@ class EndpointReason(NamedTuple):
 def why_of_event(event: Event) -> list[EndpointReason]:
     """What became of an event at every endpoint that the tenant had since, oldest endpoint first.
 
+    Of those that were deleted since and have no task of it, the latest ``MOST_DELETED_NAMED``.
     What decides comes first: a task that was delivered, else the newest.
     """
     now = _now()
@@ -402,7 +407,7 @@ def why_of_event(event: Event) -> list[EndpointReason]:
             Attempt.id.in_([task.attempt_id for task in tasks if task.attempt_id])
         )
     }
-    ids = {*Endpoint.ids_since(event.tenant_id, event.created_at)}
+    ids = {*Endpoint.ids_since(event.tenant_id, event.created_at, MOST_DELETED_NAMED)}
     ids |= {task.endpoint_id for task in tasks}
     reasons = []
     for endpoint in Endpoint.select().where(Endpoint.id.in_(ids)).order_by(Endpoint.id):
