@@ -17,7 +17,7 @@ except SettingsError as error:
     raise SystemExit(str(error)) from None
 
 bind = _settings.bind
-worker_class = "gthread"
+worker_class = "app.server.BufferingWorker"  # its gthread, safe from slow clients
 workers = _settings.api_workers
 threads = _settings.api_threads
 loglevel = _settings.log_level

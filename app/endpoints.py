@@ -141,7 +141,7 @@ class Registry:
         """
         url_key = self._canonical(wanted["url"]) if "url" in wanted else None
         with db.atomic():
-            now = _lock(tenant_id)
+            now = Tenant.lock(tenant_id)
             endpoint = _selected(tenant_id, wanted.get("endpoint_id"), url_key)
             if endpoint is None:
                 if if_match is not None:
@@ -157,7 +157,7 @@ class Registry:
         """
         url_key = self._canonical(wanted["url"])
         with db.atomic():
-            _lock(tenant_id)
+            Tenant.lock(tenant_id)
             known = Endpoint.of(tenant_id).where(Endpoint.url_key == url_key).first()
             if known is not None:
                 raise errors.conflict(f"endpoint {known.id} of tenant {tenant_id} has that url")
@@ -214,10 +214,11 @@ class Registry:
     ) -> Registered:
         if url_key is None:
             raise errors.invalid("url", "is missing; it is what a new endpoint is made of")
-        if Endpoint.of(tenant_id).count() >= self.at_most:
+        at_most = Tenant.most_endpoints(tenant_id, self.at_most)
+        if Endpoint.of(tenant_id).count() >= at_most:
             raise errors.Error(
                 "invalid_request",
-                f"the tenant has {self.at_most} endpoints, which is the most; delete one first",
+                f"the tenant has {at_most} endpoints, which is the most; delete one first",
             )
         generated = None if "secret" in wanted else generate_secret()
         rows = (
@@ -403,17 +404,6 @@ def _previous_until(endpoint: Endpoint, now: datetime) -> datetime | None:
 
 def _now() -> datetime:
     now: datetime = db.execute_sql("SELECT clock_timestamp()").fetchone()[0]
-    return now
-
-
-def _lock(tenant_id: int) -> datetime:
-    """Let nobody else change the tenant's endpoints until this transaction ends.
-
-    Makes the tenant's row if this is its first endpoint. Returns the time.
-    """
-    Tenant.insert(id=tenant_id).on_conflict_ignore().execute()
-    query = Tenant.select(fn.clock_timestamp()).where(Tenant.id == tenant_id)
-    now: datetime = query.for_update().scalar()
     return now
 
 

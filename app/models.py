@@ -63,6 +63,18 @@ MOST_WAITING_COUNTED = 10_000
 # as in ``Endpoint.etag``; ``{"*"}`` for whichever, None for no condition at all.
 IfMatch = frozenset[str] | None
 
+# The operator as a tenant: its endpoints hear of everybody's operational events.
+OPERATOR = 0
+
+# What a tenant may have a limit of its own for, and the largest one (schema.sql, "tenants").
+TENANT_LIMITS: Mapping[str, int] = {
+    "requests_per_second": 100_000,
+    "registrations_per_minute": 100_000,
+    "replays_per_minute": 100_000,
+    "events_per_second": 1_000_000,
+    "endpoints": 1_000,
+}
+
 # Nothing is held against an endpoint any more: it takes its tasks, and without a ramp.
 WELL: Mapping[str, Any] = {
     "failures": 0,
@@ -82,13 +94,44 @@ class Table(Model):
 
 
 class Tenant(Table):
-    """A customer of the platform, known here since its first endpoint."""
+    """A customer of the platform, known here since its first endpoint or limit of its own."""
 
     id = BigIntegerField(primary_key=True)
     created_at = DateTimeTZField()
+    # Limits of its own; None: as for everybody (``ratelimit.Limits``).
+    requests_per_second = IntegerField(null=True)
+    registrations_per_minute = IntegerField(null=True)
+    replays_per_minute = IntegerField(null=True)
+    events_per_second = IntegerField(null=True)
+    endpoints = IntegerField(null=True)
 
     class Meta:
         table_name = "tenants"
+
+    @classmethod
+    def lock(cls, tenant_id: int) -> datetime:
+        """Let nobody else change the tenant's endpoints or limits until this transaction ends.
+
+        Makes its row if there is none. Returns the time.
+        """
+        query = cls.select(fn.clock_timestamp()).where(cls.id == tenant_id)
+        now: datetime | None = None
+        while now is None:  # an erasure may delete the row between the two statements
+            cls.insert(id=tenant_id).on_conflict_ignore().execute()
+            now = query.for_update().scalar()
+        return now
+
+    @classmethod
+    def most_endpoints(cls, tenant_id: int, otherwise: int) -> int:
+        """How many endpoints it may have at a time: its own limit, or that of everybody."""
+        own: int | None = cls.select(cls.endpoints).where(cls.id == tenant_id).scalar()
+        return own or otherwise
+
+    @property
+    def own_limits(self) -> dict[str, int]:
+        """The limits that are its own."""
+        own = {name: getattr(self, name) for name in TENANT_LIMITS}
+        return {name: value for name, value in own.items() if value is not None}
 
 
 class Endpoint(Table):
@@ -675,6 +718,54 @@ class RateLimit(Table):
 
     class Meta:
         table_name = "rate_limits"
+
+
+class AuditLine(Table):
+    """Something a person did over the API. The id is the time."""
+
+    id = BigIntegerField(primary_key=True)
+    tenant_id = BigIntegerField(null=True)
+    actor = TextField()
+    role = TextField()
+    action = TextField()
+    object = TextField(null=True)
+    address = TextField(null=True)
+    request_id = TextField()
+    status_code = SmallIntegerField()
+
+    class Meta:
+        table_name = "audit"
+
+    @property
+    def created_at(self) -> datetime:
+        """When it was done, to the millisecond."""
+        return id_time(self.id)
+
+
+class TenantErasure(Table):
+    """A request to delete all that is known of a tenant, and the report of it."""
+
+    id = BigAutoField()
+    tenant_id = BigIntegerField()
+    status = TextField()
+    upto_id = BigIntegerField()
+    upto_endpoint_id = BigIntegerField()
+    round = IntegerField()
+    part = SmallIntegerField()
+    cursor_id = BigIntegerField()
+    found = BinaryJSONField(index=False)
+    deleted = BinaryJSONField(index=False)
+    horizon = BigIntegerField(null=True)
+    created_at = DateTimeTZField()
+    finished_at = DateTimeTZField(null=True)
+
+    class Meta:
+        table_name = "tenant_erasures"
+
+    @property
+    def left(self) -> dict[str, int] | None:
+        """Rows that the last round still found, by table: none. None while it is running."""
+        return self.found if self.status == "finished" else None
 
 
 class Dispatcher(Table):

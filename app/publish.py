@@ -62,7 +62,7 @@ def publish_within_limit(tenant_id: int, type_: str, body: str, key: str | None)
         with _refusals():
             cursor = db.execute_sql(
                 "CALL hookjetty.publish_within_limit("
-                "%s, %s, %s::json -> 'data', %s, %s, NULL, NULL, NULL, NULL)",
+                "%s, %s, %s::json -> 'data', %s, %s::float8, NULL, NULL, NULL, NULL)",
                 (tenant_id, type_, body, key, ratelimit.EVENTS_PER_SECOND),
             )
     except OperationalError as error:
@@ -71,9 +71,9 @@ def publish_within_limit(tenant_id: int, type_: str, body: str, key: str | None)
         # The bucket was paid; somebody else's transaction takes keys in another order.
         event = strictjson.event_fields(body.encode())
         return retrying(lambda: publish(tenant_id, NewEvent(type_, event.data_text or "", key)))
-    wait, *published = cursor.fetchone()
+    per_second, wait, *published = cursor.fetchone()
     if wait is not None:
-        raise ratelimit.too_many_events(wait)
+        raise ratelimit.too_many_events(wait, per_second)
     return Published(*published)
 
 

@@ -514,6 +514,9 @@ class Settings:
     retention_days: int = _setting(
         _whole(1, 3650), "30", "How long events, tasks and attempts are kept.", unit="days"
     )
+    audit_days: int = _setting(
+        _whole(1, 3650), "365", "How long the log of people's actions is kept.", unit="days"
+    )
     retry_schedule: tuple[float, ...] = _setting(
         _schedule,
         "0,5s,5m,30m,2h,5h,10h,14h,20h,24h",

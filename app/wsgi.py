@@ -9,10 +9,13 @@ from peewee import PeeweeException
 
 from app import __version__, logs
 from app.blueprints import documentation, ops
+from app.blueprints.admin import audit as admin_audit
 from app.blueprints.admin import endpoints as admin_endpoints
 from app.blueprints.admin import event_types as admin_event_types
+from app.blueprints.admin import operator as admin_operator
 from app.blueprints.admin import surface as admin_surface
 from app.blueprints.admin import tasks as admin_tasks
+from app.blueprints.admin import tenants as admin_tenants
 from app.blueprints.common import Api, Service, install
 from app.blueprints.tenant import (
     endpoints,
@@ -67,9 +70,16 @@ def assemble(settings: Settings) -> Flask:
     service = app.extensions["hookjetty"] = Service.from_settings(settings)
     install(app, [surface.dialect(), admin_surface.dialect()])
     api = Api(app)
-    tenants_nouns = (endpoints, event_types, events, tasks, replays)
-    admins_nouns = (admin_endpoints, admin_event_types, admin_tasks)
-    for module in (*tenants_nouns, *admins_nouns, ops, documentation):
+    of_tenants = (endpoints, event_types, events, tasks, replays)
+    of_admins = (
+        admin_endpoints,
+        admin_event_types,
+        admin_tasks,
+        admin_tenants,
+        admin_audit,
+        admin_operator,
+    )
+    for module in (*of_tenants, *of_admins, ops, documentation):
         api.register_blueprint(module.blp)
 
     app.wsgi_app = Ingest(  # type: ignore[assignment]  # what Flask documents

@@ -35,7 +35,7 @@ from app.db import db
 from app.destinations import Policy
 from app.settings import Settings, SettingsError, load
 from app.signing import Vault
-from dispatcher import jobs
+from dispatcher import jobs, tenant_erasures
 from dispatcher.engine import POLL_SECONDS, Engine
 from dispatcher.handshakes import Handshakes
 from dispatcher.resolve import Resolver
@@ -139,15 +139,18 @@ def _scheduler(settings: Settings, heart: Heart, engine: Engine) -> BackgroundSc
         # Late is better than skipped, and once is enough.
         job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
     )
-    days = settings.retention_days
+    days, audit_days = settings.retention_days, settings.audit_days
     every = partial(_every, scheduler)
     every(POLL_SECONDS, "poll", engine.wake)
     every(5, "heartbeat", heart.beat)
     every(1, "replays", lambda: _feed(engine, jobs.replay_step))
     every(1, "settle", lambda: _feed(engine, jobs.settle_step))
+    every(1, "tenant_erasures", lambda: jobs.until_done(tenant_erasures.step))
     every(10, "erasures", lambda: jobs.until_done(jobs.erase_step))
     every(10, "sweep", lambda: jobs.until_done(jobs.sweep))
-    every(600, "prune", lambda: jobs.until_done(lambda: jobs.prune_step(days)), soon=False)
+    every(
+        600, "prune", lambda: jobs.until_done(lambda: jobs.prune_step(days, audit_days)), soon=False
+    )
     every(3600, "retention", lambda: jobs.drop_expired(days))
     every(86400, "partitions", jobs.make_partitions, soon=False)
     return scheduler
@@ -235,7 +238,7 @@ def bring_forward(scheduler: BackgroundScheduler, name: str) -> None:
 
 
 # Brought forward by a NOTIFY "jobs", which whoever changes an endpoint or asks for a replay sends.
-_WOKEN_JOBS = ("handshakes", "replays", "settle")
+_WOKEN_JOBS = ("handshakes", "replays", "settle", "tenant_erasures")
 
 
 def _listen(engine: Engine, scheduler: BackgroundScheduler, stop: threading.Event) -> None:

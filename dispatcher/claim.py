@@ -30,6 +30,7 @@ from typing import NamedTuple
 import orjson
 
 from app.db import Statement, as_array, db, retrying
+from dispatcher import operational
 from dispatcher.fairness import Candidate
 
 # A claim visits at most so many endpoints, about 15 us each.
@@ -316,6 +317,9 @@ def _move(
             [verdict for _, verdict, _ in settled],
             [failure for _, _, failure in settled],
         )
+        exhausted = [task_id for task_id, *left in settled if left == ["failed", "interrupted"]]
+        if exhausted:
+            operational.tell_of_exhausted(exhausted)
     result.moved = len(taken)
 
 

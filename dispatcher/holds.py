@@ -9,7 +9,9 @@ import structlog
 
 from app.db import Statement, db, retrying
 from app.models import wake
+from dispatcher import operational
 from dispatcher.health import Health, Heard, after, at_end_of_hold, sends_probe
+from dispatcher.operational import OfEndpoint
 
 log = structlog.get_logger()
 
@@ -113,6 +115,9 @@ def _write(changes: list[Change]) -> None:
     )
     if any(settles):
         wake()
+    news = [each for change in changes if (each := _news(*change))]
+    if news:
+        operational.tell_of_endpoints(news)
 
 
 def _settles(old: Health, new: Health) -> bool:
@@ -120,6 +125,15 @@ def _settles(old: Health, new: Health) -> bool:
     those wait that it meets.
     """
     return old.status != new.status or (old.is_on_hold and not new.is_on_hold)
+
+
+def _news(endpoint_id: int, old: Health, new: Health) -> OfEndpoint | None:
+    """What its tenant is told: the end of the matter, not each further hold and probe."""
+    if new.status != old.status:
+        return OfEndpoint(endpoint_id, operational.DISABLED, new.failing_since)
+    if new.recovered_at != old.recovered_at:
+        return OfEndpoint(endpoint_id, operational.RECOVERED, old.failing_since)
+    return None
 
 
 def _log(changes: list[Change]) -> None:

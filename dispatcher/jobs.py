@@ -15,6 +15,7 @@ import structlog
 from app import events
 from app.db import db, retrying
 from app.models import MADE_WITHIN, Dispatcher, Event
+from dispatcher import operational
 
 log = structlog.get_logger()
 
@@ -131,6 +132,8 @@ def replay_step() -> bool:
             """,
             (last or upto_id, looked_at, len(wanted), over, over, replay_id),
         )
+        if over:
+            operational.tell_of_replay(replay_id)
     return True
 
 
@@ -346,15 +349,16 @@ def _expire_step(upto_id: int) -> bool:
     return moved == BATCH
 
 
-def prune_step(retention_days: int) -> bool:
+def prune_step(retention_days: int, audit_days: int) -> bool:
     """Forget a batch of what has served its time: answers after 24 hours, counts of quiet tenants,
-    and the keys of events that are gone.
+    the keys of events that are gone, and what people did long ago.
     """
     forgotten = 0
     for table, condition in (
         ("idempotency_keys", "created_at < now() - interval '24 hours'"),
         ("rate_limits", "counted_at < now() - interval '1 hour'"),
         ("event_keys", "event_id < hookjetty.id_at(now() - %(days)s * interval '1 day')"),
+        ("audit", "id < hookjetty.id_at(now() - %(audit_days)s * interval '1 day')"),
     ):
         cursor = db.execute_sql(
             f"""
@@ -362,7 +366,7 @@ def prune_step(retention_days: int) -> bool:
                 SELECT ctid FROM hookjetty.{table} WHERE {condition} LIMIT {BATCH}
                 FOR UPDATE SKIP LOCKED))
             """,
-            {"days": retention_days},
+            {"days": retention_days, "audit_days": audit_days},
         )
         forgotten = max(forgotten, cursor.rowcount)
     return forgotten == BATCH

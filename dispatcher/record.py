@@ -11,6 +11,7 @@ import orjson
 from peewee import IntegrityError
 
 from app.db import Statement, as_array, db, retrying
+from dispatcher import operational
 from dispatcher.claim import Claimed, Lease, end_leases
 from dispatcher.retry import Decision, Delivered, GiveUp, RetryAt
 from dispatcher.transport import Outcome
@@ -50,6 +51,8 @@ def _record(
     """One transaction. The updates prune partitions at run time, so they must not meet a row that
     changes under them (dispatcher/claim.py): in REPEATABLE READ such a row is an error 40001, and
     the batch is recorded again.
+
+    What comes back for a task that was erased meanwhile leaves nothing: it is nobody's any more.
     """
     delivered = [each for each in results if isinstance(each.decision, Delivered)]
     others = [each for each in results if not isinstance(each.decision, Delivered)]
@@ -62,7 +65,14 @@ def _record(
                 as_array(each.task.attempt_id for each in delivered),
             )
         if others:
-            held += _DECIDED.count(orjson.dumps([_decided(each) for each in others]).decode())
+            rows = _DECIDED(orjson.dumps([_decided(each) for each in others]).decode())
+            held += len(rows)
+            given_up = {each.task.task_id for each in others if isinstance(each.decision, GiveUp)}
+            exhausted = [task_id for (task_id,) in rows if task_id in given_up]
+            if exhausted:
+                operational.tell_of_exhausted(exhausted)
+        if held < len(results):
+            _FORGET_ERASED(as_array(each.task.task_id for each in results))
         if over:
             end_leases(over)
     return held
@@ -89,6 +99,16 @@ SET status = r.status, step = r.step, next_try_at = r.next_try_at, ready = false
 FROM json_to_recordset($1::json) AS r (task_id bigint, attempt_id bigint, status text,
                                        step smallint, next_try_at timestamptz, failure text)
 WHERE t.id = r.task_id AND t.attempt_id = r.attempt_id AND t.status = 'delivering'
+RETURNING t.id
+""",
+)
+
+_FORGET_ERASED = Statement(
+    "forget_erased",
+    ("bigint[]",),
+    """
+DELETE FROM hookjetty.attempts a
+WHERE a.task_id = ANY ($1) AND NOT EXISTS (SELECT FROM hookjetty.tasks t WHERE t.id = a.task_id)
 """,
 )
 

@@ -5,6 +5,13 @@ from __future__ import annotations
 from typing import Any, NotRequired, TypedDict
 
 
+class Actions(TypedDict):
+    code: int
+    msg: str
+    data: list[AuditItem]
+    next_cursor: str | None
+
+
 class AdminEndpoint(TypedDict):
     id: int
     url: str
@@ -44,6 +51,19 @@ AttemptItem = TypedDict(
         "resent": "bool",
     },
 )
+
+
+class AuditItem(TypedDict):
+    id: int
+    created_at: str
+    tenant_id: int | None
+    actor: str
+    role: str
+    action: str
+    object: str | None
+    address: str | None
+    request_id: str
+    status_code: int
 
 
 class BatchPublished(TypedDict):
@@ -138,6 +158,30 @@ class Endpoints(TypedDict):
     code: int
     msg: str
     data: list[AdminEndpoint]
+
+
+class ErasureItem(TypedDict):
+    id: int
+    tenant_id: int
+    status: str
+    created_at: str
+    finished_at: str | None
+    round: int
+    deleted: dict[str, int]
+    left: dict[str, int] | None
+
+
+class ErasureStarted(TypedDict):
+    code: int
+    msg: str
+    data: ErasureItem
+
+
+class Erasures(TypedDict):
+    code: int
+    msg: str
+    data: list[ErasureItem]
+    next_cursor: str | None
 
 
 class EventItem(TypedDict):
@@ -238,6 +282,46 @@ class JustId(TypedDict):
     id: int
 
 
+class OperatorEndpointCreated(TypedDict):
+    code: int
+    msg: str
+    data: AdminEndpointCreated
+
+
+class OperatorEndpoints(TypedDict):
+    code: int
+    msg: str
+    data: list[AdminEndpoint]
+
+
+class OperatorTasks(TypedDict):
+    code: int
+    msg: str
+    data: list[AdminTask]
+    next_cursor: str | None
+
+
+class OwnLimits(TypedDict):
+    requests_per_second: NotRequired[int]
+    registrations_per_minute: NotRequired[int]
+    replays_per_minute: NotRequired[int]
+    events_per_second: NotRequired[int]
+    endpoints: NotRequired[int]
+
+
+class PortalToken(TypedDict):
+    tenant_id: int
+    token: str
+    scope: str
+    expires_at: str
+
+
+class PortalTokenMade(TypedDict):
+    code: int
+    msg: str
+    data: PortalToken
+
+
 class ReplayItem(TypedDict):
     replay_id: str
     endpoint_id: str
@@ -312,6 +396,41 @@ class Tasks(TypedDict):
     code: int
     msg: str
     data: list[AdminTask]
+    next_cursor: str | None
+
+
+class Tenant(TypedDict):
+    code: int
+    msg: str
+    data: TenantItem
+
+
+class TenantItem(TypedDict):
+    id: int
+    created_at: str
+    endpoints: int
+    limits: TenantLimits
+    own_limits: OwnLimits
+
+
+class TenantLimited(TypedDict):
+    code: int
+    msg: str
+    data: TenantItem
+
+
+class TenantLimits(TypedDict):
+    requests_per_second: int
+    registrations_per_minute: int
+    replays_per_minute: int
+    events_per_second: int
+    endpoints: int
+
+
+class Tenants(TypedDict):
+    code: int
+    msg: str
+    data: list[TenantItem]
     next_cursor: str | None
 
 

@@ -556,7 +556,81 @@ class AdminClient(_Api):
 
     # ---------------------------------------------------------------------------------- tenants
 
+    def list_tenants(self) -> Iterator[answers.TenantItem]:
+        """The tenants, by id, with their limits."""
+        return self._pages(_admin_path("tenants"), "data")
+
+    def get_tenant(self, tenant_id: int) -> answers.TenantItem:
+        """One tenant, with its limits."""
+        return self._data("GET", _admin_path("tenants", "detail"), query={"tenant_id": tenant_id})
+
+    def limit_tenant(
+        self, tenant_id: int, *, request_id: str | None = None, **limits: int | None
+    ) -> answers.TenantItem:
+        """Give a tenant limits of its own, such as ``requests_per_second``; None: everybody's."""
+        body = json.dumps({"tenant_id": tenant_id, **limits})
+        return self._data("POST", _admin_path("tenants", "limits"), body, request_id=request_id)
+
+    def create_portal_token(
+        self,
+        tenant_id: int,
+        *,
+        ttl_seconds: int | None = None,
+        scope: str | None = None,
+        request_id: str | None = None,
+    ) -> answers.PortalToken:
+        """A short-lived token of a tenant's, for a page that shows it its own webhooks."""
+        body = {"tenant_id": tenant_id, "ttl_seconds": ttl_seconds, "scope": scope}
+        path = _admin_path("tenants", "portal-token")
+        return self._data("POST", path, body, request_id=request_id)
+
+    def erase_tenant(self, tenant_id: int, *, request_id: str | None = None) -> answers.ErasureItem:
+        """Delete all that is known of a tenant, in the background."""
+        path = _admin_path("tenants", "erase")
+        return self._data("POST", path, {"tenant_id": tenant_id}, request_id=request_id)
+
+    def list_erasures(self, tenant_id: int | None = None) -> Iterator[answers.ErasureItem]:
+        """Erasures of tenants, the newest first, and how far they have come."""
+        return self._pages(_admin_path("tenants", "erasures"), "data", tenant_id=tenant_id)
+
+    def list_actions(
+        self,
+        *,
+        tenant_id: int | None = None,
+        actor: str | None = None,
+        action: str | None = None,
+        since: str | None = None,
+        until: str | None = None,
+    ) -> Iterator[answers.AuditItem]:
+        """What people did, the newest first."""
+        narrowed = {"tenant_id": tenant_id, "actor": actor, "action": action}
+        return self._pages(_admin_path("audit"), "data", **narrowed, **{"from": since, "to": until})
+
     # ----------------------------------------------------------------------------- the operator
+
+    def create_operator_endpoint(
+        self,
+        url: str,
+        events: Iterable[str] | None = None,
+        secret: str | None = None,
+        *,
+        request_id: str | None = None,
+    ) -> answers.AdminEndpointCreated:
+        """Add an endpoint that hears of every tenant's operational events."""
+        body = {"url": url, "events": _listed(events), "secret": secret}
+        path = _admin_path("operator", "endpoints")
+        return self._data("POST", path, body, request_id=request_id)
+
+    def list_operator_endpoints(self) -> list[answers.AdminEndpoint]:
+        """The operator's endpoints."""
+        return self._data("GET", _admin_path("operator", "endpoints"))
+
+    def list_operator_tasks(
+        self, *, status: str | None = None, endpoint_id: int | None = None
+    ) -> Iterator[answers.AdminTask]:
+        """The operator's tasks, the newest first."""
+        path = _admin_path("operator", "tasks")
+        return self._pages(path, "data", status=status, endpoint_id=endpoint_id)
 
     # ----------------------------------------------------------------------------------- inside
 

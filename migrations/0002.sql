@@ -25,6 +25,17 @@ ALTER TABLE hookjetty.endpoints
         handshake_at IS NULL OR status = 'pending' OR (status = 'active' AND checks_signatures));
 DROP INDEX hookjetty.endpoints_settling;
 
+-- The operator is tenant 0, and a tenant may have limits of its own.
+ALTER TABLE hookjetty.tenants
+    DROP CONSTRAINT tenants_id_check,
+    ADD CONSTRAINT tenants_id_check CHECK (id BETWEEN 0 AND 9007199254740991),
+    ADD COLUMN requests_per_second integer CHECK (requests_per_second BETWEEN 1 AND 100000),
+    ADD COLUMN registrations_per_minute integer
+        CHECK (registrations_per_minute BETWEEN 1 AND 100000),
+    ADD COLUMN replays_per_minute integer CHECK (replays_per_minute BETWEEN 1 AND 100000),
+    ADD COLUMN events_per_second integer CHECK (events_per_second BETWEEN 1 AND 1000000),
+    ADD COLUMN endpoints integer CHECK (endpoints BETWEEN 1 AND 1000);
+
 -- An event's data can be erased, and a test event is for one endpoint.
 ALTER TABLE hookjetty.events
     ALTER COLUMN data DROP NOT NULL,

@@ -221,7 +221,7 @@ class LiveService:
             try:
                 with urllib.request.urlopen(f"{self.url}/readyz", timeout=5) as response:
                     return response.status == 200
-            except (urllib.error.URLError, ConnectionError):
+            except (urllib.error.URLError, ConnectionError, TimeoutError):
                 return False
 
         assert self.process_of_api is not None

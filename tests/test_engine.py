@@ -7,7 +7,6 @@ import time
 from collections import Counter, deque
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
 from urllib.parse import urlsplit
 
 import pytest
@@ -30,10 +29,9 @@ from tests.dispatching import (
     parse_request,
     running_engine,
     running_parts,
-    sealed,
     wait_until,
 )
-from tests.factories import attempt_rows, claim, make_endpoint, publish, task_rows
+from tests.factories import attempt_rows, claim, publish, task_rows
 from tests.hostile import OK, Receiver, answer, hang
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -72,44 +70,6 @@ def test_a_delivery_is_a_signed_post_of_the_event_as_it_came_in():
     assert abs(published_at - datetime.now(UTC)) < timedelta(seconds=30)
 
 
-def test_every_try_has_the_same_id_and_body_its_own_number_and_a_signature_of_its_time():
-    seen: list[bytes] = []
-    with Receiver(answer(NOT_FOUND, seen=seen)) as receiver:
-        add_endpoint(7, receiver.url())
-        publish()
-        with running_engine(RETRY_SCHEDULE="0,1s,1s", RETRY_JITTER="0"):
-            wait_until(all_done)
-    requests = [parse_request(request) for request in seen]
-    assert len({body for _, _, body in requests}) == 1
-    assert len({headers["webhook-id"] for _, headers, _ in requests}) == 1
-    assert [headers["webhook-attempt"] for _, headers, _ in requests] == ["1", "2", "3"]
-    assert len({headers["webhook-timestamp"] for _, headers, _ in requests}) == 3
-    for _, headers, body in requests:
-        standardwebhooks.Webhook(SECRET).verify(body, headers)
-    (task,) = task_rows()
-    assert (task["status"], task["failure"], task["tries"]) == ("failed", "http_4xx", 3)
-    times = [row["started_at"] for row in attempt_rows()]
-    waits = [(later - earlier).total_seconds() for earlier, later in pairwise(times)]
-    assert all(0.99 <= wait < 2 for wait in waits), waits
-
-
-def test_while_a_secret_rotates_old_and_new_verify_and_a_retired_one_does_not():
-    seen: list[bytes] = []
-    overlap = [
-        {"secret": sealed(OLD_SECRET, 7), "until": "2999-01-01T00:00:00.000Z"},
-        {"secret": sealed("an ancient secret", 7), "until": "2020-01-01T00:00:00.000Z"},
-    ]
-    with Receiver(answer(OK, seen=seen)) as receiver:
-        add_endpoint(7, receiver.url(), retired_secrets=json.dumps(overlap))
-        publish()
-        with running_engine():
-            wait_until(all_done)
-    _, headers, body = parse_request(seen[0])
-    assert len(headers["webhook-signature"].split(" ")) == 2
-    standardwebhooks.Webhook(SECRET).verify(body, headers)
-    standardwebhooks.Webhook(OLD_SECRET).verify(body, headers)
-
-
 def test_a_replayed_delivery_says_so():
     seen: list[bytes] = []
     with Receiver(answer(OK, seen=seen)) as receiver:
@@ -137,90 +97,6 @@ def test_an_attempts_times_are_the_databases():
 # ------------------------------------------------------------------------ what cannot be delivered
 
 
-@pytest.mark.parametrize(
-    "poison",
-    [
-        {"secret": "what no key of ours has encrypted"},
-        {"secret": sealed(SECRET, 8)},
-        {"secret": sealed("short", 7)},
-        {"retired_secrets": '[{"secret": "nonsense", "until": "2999-01-01T00:00:00.000Z"}]'},
-        {"retired_secrets": '[{"secret": "x", "until": "some day"}]'},
-        {"retired_secrets": '[{"secret": "x", "until": "2999-01-01T00:00:00"}]'},
-        {"retired_secrets": '[{"secret": "x"}]'},
-        {"retired_secrets": '["x"]'},
-        {"retired_secrets": "7"},
-    ],
-    ids=[
-        "a secret that does not decrypt",
-        "a secret of another tenant",
-        "a secret that is none",
-        "a retired secret that does not decrypt",
-        "a retired secret until some day",
-        "a retired secret without a time zone",
-        "a retired secret without an end",
-        "a retired secret that is a string",
-        "retired secrets that are a number",
-    ],
-)
-def test_what_cannot_be_signed_ends_and_its_neighbours_are_delivered(poison):
-    """Rows that our own code does not write, but somebody with access to the database may."""
-    with Receiver(answer(OK)) as receiver:
-        columns = {"secret": sealed(SECRET, 7)} | poison
-        bad = make_endpoint(7, receiver.url("/bad"), **columns)
-        good = add_endpoint(7, receiver.url("/good"))
-        with running_engine(RETRY_SCHEDULE="0,0.2s", RETRY_JITTER="0"):
-            for _ in range(3):
-                publish()
-            wait_until(all_done, 5)
-    assert ends_of(good) == [("delivered", None)] * 3
-    assert ends_of(bad) == [("failed", "unsendable")] * 3
-    # No hot loop: one attempt for each step of the schedule.
-    assert [row["try"] for row in attempt_rows(f"endpoint_id = {bad}")] == [1, 2] * 3
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "",
-        "hook",
-        "ftp://127.0.0.1/",
-        "http://127.0.0.1:99999/",
-        "http://127.0.0.1:0/",
-        "http://127.0.0.1/\r\nX-Injected: yes",
-        "http://user:password@127.0.0.1/",
-        "http://[::1/",
-        "http://10.0.0.1/",
-        "http://" + "a" * 64 + ".test/",
-    ],
-)
-def test_a_stored_url_that_may_not_be_called_ends_and_its_neighbours_are_delivered(url):
-    with Receiver(answer(OK)) as receiver:
-        bad, good = add_endpoint(7, "https://example.com/"), add_endpoint(7, receiver.url())
-        db.execute_sql("UPDATE hookjetty.endpoints SET url_key = %s WHERE id = %s", (url, bad))
-        with running_engine(RETRY_SCHEDULE="0,0.2s", RETRY_JITTER="0"):
-            publish()
-            wait_until(all_done, 5)
-    assert ends_of(good) == [("delivered", None)]
-    assert ends_of(bad) == [("failed", "blocked_address")]
-    assert [row["try"] for row in attempt_rows(f"endpoint_id = {bad}")] == [1, 2]
-
-
-def test_a_task_whose_event_is_gone_ends_unsent_and_its_neighbours_are_delivered():
-    seen: list[bytes] = []
-    with Receiver(answer(OK, seen=seen)) as receiver:
-        add_endpoint(7, receiver.url())
-        gone, _ = publish()
-        kept, _ = publish()
-        db.execute_sql("DELETE FROM hookjetty.events WHERE id = %s", (gone,))
-        with running_engine():
-            wait_until(all_done, 5)
-    assert {row["event_id"]: (row["status"], row["failure"]) for row in task_rows()} == {
-        gone: ("failed", "expired"),
-        kept: ("delivered", None),
-    }
-    assert len(seen) == len(attempt_rows()) == 1
-
-
 def test_an_endpoint_that_is_deleted_while_it_is_called_gets_no_second_try():
     with Receiver(answer(NOT_FOUND, delay=0.3)) as receiver:
         endpoint = add_endpoint(7, receiver.url())
@@ -232,12 +108,6 @@ def test_an_endpoint_that_is_deleted_while_it_is_called_gets_no_second_try():
     (task,) = task_rows()
     assert (task["status"], task["tries"]) == ("canceled", 1)
     assert len(attempt_rows()) == 1
-
-
-def ends_of(endpoint: int) -> list[tuple[str, str | None]]:
-    """How the tasks of an endpoint ended."""
-    tasks = task_rows(f"endpoint_id = {endpoint}")
-    return [(row["status"], row["failure"]) for row in tasks]
 
 
 # ---------------------------------------------------------------------------- what is written down
@@ -411,21 +281,6 @@ def test_an_endpoint_is_met_by_few_tasks_at_first_and_by_more_with_each_success(
             wait_until(lambda: count("tasks WHERE status = 'delivering'") == 8)
             wait_until(all_done)
     assert receiver.connections == 8
-
-
-def test_a_replay_yields_to_live_events():
-    seen: list[bytes] = []
-    with Receiver(answer(OK, seen=seen)) as receiver:
-        add_endpoint(7, receiver.url())
-        for _ in range(20):
-            publish()
-        db.execute_sql("UPDATE hookjetty.tasks SET lane = 1, replay_id = 1")
-        live = [f"evt_{publish()[0]}" for _ in range(5)]
-        with running_engine(SLOTS="1"):
-            wait_until(all_done)
-    arrived = [parse_request(request)[1]["webhook-id"] for request in seen]
-    assert len(arrived) == 25
-    assert arrived[:5] == live
 
 
 def test_two_engines_share_the_work_and_send_nothing_twice():

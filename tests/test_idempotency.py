@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import requests
 from werkzeug.test import TestResponse
 
 from app.db import db
 from app.models import Endpoint
 from tests.conftest import TENANT_PREFIX, Caller, execute
 from tests.factories import make_endpoint, publish, rows, task_rows
-from tests.live import LiveService
 
 URL = "https://app/hook"
 EVENT = {"type": "export.done", "data": {"n": 1}}
@@ -246,60 +242,3 @@ def test_a_request_id_is_made_up_when_absent(owner, client):
     made_up = {owner.get("/endpoints").headers["X-Request-Id"] for _ in range(3)}
     made_up.add(client.get("/nowhere").headers["X-Request-Id"])
     assert len(made_up) == 4
-
-
-# ------------------------------------------------------------------------------- at the same time
-
-
-@pytest.fixture
-def live(database: str) -> Iterator[LiveService]:
-    """Gunicorn with two workers."""
-    with LiveService(database, dispatchers=0) as service:
-        yield service
-
-
-def at_once(number: int, work: Any) -> list[Any]:
-    """The results of ``work`` in so many threads that begin together."""
-    barrier = threading.Barrier(number)
-    results: list[Any] = []
-
-    def run() -> None:
-        barrier.wait()
-        results.append(work())
-
-    threads = [threading.Thread(target=run) for _ in range(number)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
-
-
-def test_fifty_at_once_do_the_work_once_and_get_one_answer(live):
-    """Across gunicorn's workers, and whatever the limits: a repeat does no work."""
-    scopes = "webhooks:read webhooks:write events:write"
-    for path, body, count in (
-        ("/events", EVENT, "events"),
-        ("/events/batch", {"events": [EVENT] * 5}, "events"),
-        ("/endpoints", {"url": URL}, "endpoints"),
-    ):
-        (before,) = db.execute_sql(f"SELECT count(*) FROM hookjetty.{count}").fetchone()
-
-        def call(path: str = path, body: Any = body) -> requests.Response:
-            return requests.post(
-                live.url + TENANT_PREFIX + path,
-                json=body,
-                headers={
-                    "Authorization": f"Bearer {live.tenant_token(7, scopes)}",
-                    "X-Request-Id": f"at-once{path}",
-                },
-                timeout=30,
-            )
-
-        answers = at_once(50, call)
-        (after,) = db.execute_sql(f"SELECT count(*) FROM hookjetty.{count}").fetchone()
-        assert after - before == (5 if "batch" in path else 1)
-        assert len({(answer.status_code, answer.text) for answer in answers}) == 1
-        assert answers[0].status_code in (201, 202)
-        repeats = Counter(answer.headers.get("Idempotent-Replayed") for answer in answers)
-        assert repeats == {"true": 49, None: 1}

@@ -240,7 +240,7 @@ def test_a_request_with_an_idempotency_key_is_done_once(both):
 def test_what_goes_wrong_later_is_worded_by_the_views(both, monkeypatch, caplog):
     for failure, status, code in (
         (errors.dependency_down(), 503, "dependency_down"),
-        (ratelimit.too_many_events(1.5), 429, "rate_limited"),
+        (ratelimit.too_many_events(1.5, 1000), 429, "rate_limited"),
         (errors.invalid("type", "no"), 400, "invalid_request"),
         (RuntimeError("secret"), 500, "internal_error"),
     ):

@@ -269,7 +269,7 @@ def test_answers_and_counts_and_keys_are_forgotten_when_their_time_is_over():
         INSERT INTO hookjetty.event_keys VALUES (7, 'old', 1)
         """
     )
-    jobs.until_done(lambda: jobs.prune_step(30))
+    jobs.until_done(lambda: jobs.prune_step(30, 365))
     assert db.execute_sql("SELECT key FROM hookjetty.idempotency_keys").fetchall() == [("new",)]
     assert db.execute_sql("SELECT key FROM hookjetty.event_keys").fetchall() == [("recent",)]
     assert db.execute_sql("SELECT count(*) FROM hookjetty.rate_limits").fetchone() == (0,)

@@ -65,6 +65,8 @@ def few_ids(colliding: int) -> None:
         ("x", ["*", "x"]),
         ("export.done", ["*", "export.done", "export.*"]),
         ("a.b.c.d", ["*", "a.b.c.d", "a.*", "a.b.*", "a.b.c.*"]),
+        ("hookjetty", ["*", "hookjetty"]),
+        ("hookjetty.task.x", ["hookjetty.task.x", "hookjetty.*", "hookjetty.task.*"]),
     ],
 )
 def test_a_type_is_wanted_by_itself_and_by_all_that_stand_above_it(type, patterns):

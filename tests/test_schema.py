@@ -36,6 +36,7 @@ READ_AS = {
     ("event_types", "schema"): "json",
     ("event_types", "example"): "json",
     ("endpoints", "timeout_seconds"): "real",
+    ("tenant_erasures", "horizon"): "xid8",
 }
 
 

@@ -5,8 +5,9 @@ A request goes through these steps, each a decorator of its view, in this order:
 1. ``called_by``   The token; the database; the limits. From here on PostgreSQL's absence is
                    ``dependency_down``.
 2. ``arguments``   The body or the query string, strictly (flask-smorest's, with ``StrictParser``).
-3. ``idempotent``  For writes: once per X-Request-Id, in the transaction of the work. The header
-                   may also be called Idempotency-Key.
+3. ``idempotent``  For writes: once per X-Request-Id, in the transaction of the work; the header may
+                   also be called Idempotency-Key. And ``audited``, a line in the log of people's
+                   actions.
 4. ``response``    flask-smorest's: what the view returned, as JSON.
 
 Every failure is an ``errors.Error`` (``_as_error`` makes one of whatever else was raised), and the
@@ -38,12 +39,13 @@ from marshmallow import Schema, ValidationError
 from webargs.flaskparser import FlaskParser
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
-from app import errors, idempotency
+from app import audit, errors, idempotency
 from app.auth import Principal, Tokens, bearer_token
 from app.db import (
     SchemaMismatch,
     check_schema,
     claim_secret_keys,
+    db,
     dependable,
     note_cluster,
     retrying,
@@ -319,14 +321,19 @@ def idempotent(
     *,
     answers_secret: bool = False,
     then: Completion | None = None,
+    is_action: bool = True,
 ) -> Callable[[View], View]:
     """Make a write idempotent by its X-Request-Id; without one it is simply done.
 
     ``answers_secret`` encrypts the stored answer. ``then`` completes the answer once everything is
-    committed, from what was stored and whether it is a repeat.
+    committed, from what was stored and whether it is a repeat. The first one is an action that goes
+    into the log of those, unless ``is_action`` says otherwise: publishing is no person's.
     """
 
     def decorate(view: View) -> View:
+        if is_action:
+            view = audited(view)
+
         @wraps(view)
         def once(*args: Any, **kwargs: Any) -> Response:
             def work() -> Response:
@@ -348,6 +355,39 @@ def idempotent(
         return once
 
     return decorate
+
+
+def audited(view: View) -> View:
+    """Note what a view does in the log of people's actions, in the transaction that does it.
+
+    ``idempotent`` does so for every write; by itself it is for a read that is an action, such as
+    that of a secret.
+    """
+
+    @wraps(view)
+    def noted(*args: Any, **kwargs: Any) -> Response:
+        with db.atomic():
+            response: Response = view(*args, **kwargs)
+            answer = response.get_json(silent=True)
+            if isinstance(answer, dict) and {"code", "msg", "data"} <= answer.keys():
+                answer = answer["data"]
+            wanted = args[-1] if len(args) > 1 else None
+            audit.note(
+                audit.Action(
+                    principal=g.principal,
+                    name=view.__name__,
+                    path=kwargs,
+                    wanted=wanted if isinstance(wanted, dict) else {},
+                    answer=answer if isinstance(answer, dict) else {},
+                    address=request.remote_addr,
+                    request_id=g.request_id,
+                    status_code=response.status_code,
+                )
+            )
+        return response
+
+    noted.is_audited = True  # type: ignore[attr-defined]  # for the test that looks for others
+    return noted
 
 
 def _once(

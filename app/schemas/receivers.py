@@ -92,6 +92,31 @@ _ANSWERS = {
 
 _SENT = {"timestamp": Time.described["examples"][0]}
 
+_OPERATIONAL = "To endpoints that name the type, or `hookjetty.*`; `*` does not match it."
+
+
+def _operational(
+    type_: str, summary: str, description: str, example: Mapping[str, Any]
+) -> dict[str, Any]:
+    """An event of ours about a tenant's own things (docs/operational-events.md)."""
+    kinds = {str: "string", int: "integer", type(None): "null"}
+    properties: dict[str, Any] = {name: {"type": kinds[type(of)]} for name, of in example.items()}
+    for name in properties.keys() & {"failing_since", "reason"}:
+        properties[name] = {"type": ["string", "null"]}
+    data = {
+        "type": "object",
+        "required": list(properties),
+        "properties": {"tenant_id": {"type": "integer", "description": _OPERATORS}} | properties,
+    }
+    body = {"id": "evt_7", "type": type_, **_SENT, "data": example}
+    return _request(
+        summary, f"{description} {_OPERATIONAL}", {"const": type_}, data, body, _ANSWERS
+    )
+
+
+_OPERATORS = "In the operator's copy alone."
+_ENDPOINT = {"endpoint_id": "ep_7", "url": "https://app.example.com/hook"}
+
 WEBHOOKS: dict[str, Any] = {
     "event": _request(
         "An event that the endpoint wants",
@@ -138,5 +163,44 @@ WEBHOOKS: dict[str, Any] = {
             "default": {"description": "No, or not now."},
         },
         id_prefix="chl",
+    ),
+    "hookjetty.endpoint.disabled": _operational(
+        "hookjetty.endpoint.disabled",
+        "We stopped calling an endpoint",
+        "It answered 410 (`reason` is `gone`), or there was nothing but failures for five days"
+        " (`failing`).",
+        _ENDPOINT | {"reason": "failing", "failing_since": _SENT["timestamp"]},
+    ),
+    "hookjetty.endpoint.recovered": _operational(
+        "hookjetty.endpoint.recovered",
+        "An endpoint works again",
+        "It had been on hold after five failures in a row.",
+        _ENDPOINT | {"reason": None, "failing_since": _SENT["timestamp"]},
+    ),
+    "hookjetty.task.exhausted": _operational(
+        "hookjetty.task.exhausted",
+        "No tries are left for a task",
+        "`type` is that of the event that could not be delivered. That an operational event could"
+        " not be is told to nobody.",
+        {
+            "task_id": "task_7",
+            "event_id": "evt_6",
+            "endpoint_id": "ep_7",
+            "type": "export.done",
+            "tries": 10,
+            "failure": "http_5xx",
+        },
+    ),
+    "hookjetty.replay.finished": _operational(
+        "hookjetty.replay.finished",
+        "A replay has made all of its tasks",
+        "They are on their way.",
+        {
+            "replay_id": "rpl_7",
+            "endpoint_id": "ep_7",
+            "status": "finished",
+            "events": 1200,
+            "tasks": 1187,
+        },
     ),
 }

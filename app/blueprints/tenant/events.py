@@ -131,7 +131,7 @@ def _publishing_for(owner: int, named: int | None) -> int:
 @blp.arguments(HowToPublish(), location="query")
 @_rationed
 @_or_dry_run(_would_receive)
-@idempotent()
+@idempotent(is_action=False)
 @blp.response(202, EventPublished())
 @blp.alt_response(200, schema={"anyOf": [EventPublished(), DryRun()]}, success=True)
 def publish_event(tenant_id: int, new: list[Any]) -> Any:
@@ -152,7 +152,7 @@ def publish_event(tenant_id: int, new: list[Any]) -> Any:
 @blp.arguments(HowToPublish(), location="query")
 @_rationed
 @_or_dry_run(_would_receive_each)
-@idempotent()
+@idempotent(is_action=False)
 @blp.response(202, BatchPublished())
 @blp.alt_response(200, schema=DryRuns(), success=True)
 def publish_events(tenant_id: int, new: list[Any]) -> Any:
