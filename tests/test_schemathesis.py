@@ -32,9 +32,26 @@ OPAQUE = {
     "from": "a time, an event's id or a word; within reason",
     "data": "without NUL, without lone surrogates, without absurd depth",
     "events": "the same, in a batch",
+    "schema": "any object fits, and not all are JSON Schema",
+    "example": "it has to satisfy the schema",
+    "If-Match": "a list of quoted words",
     "tenant_id": "7.0 is an integer to JSON Schema, and none to us",
     "id": "the same",
 }
+
+
+# What the ids in the document's examples are of: ep_7, rpl_7, export.done.
+THINGS = """
+    INSERT INTO hookjetty.tenants VALUES (7);
+    INSERT INTO hookjetty.endpoints (id, tenant_id, url, url_key, events, status, secret)
+    OVERRIDING SYSTEM VALUE
+    VALUES (7, 7, 'https://app.example.com/7', 'https://app.example.com/7', '{*}', 'active', '');
+    INSERT INTO hookjetty.replays
+        (id, tenant_id, endpoint_id, status, from_id, upto_id, cursor_id, finished_at)
+    OVERRIDING SYSTEM VALUE
+    VALUES (7, 7, 7, 'finished', 1, 2, 2, now());
+    INSERT INTO hookjetty.event_types (name, description) VALUES ('export.done', '');
+"""
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +63,7 @@ def live(server_url: str, template: str) -> Iterator[LiveService]:
             "CREATE OR REPLACE FUNCTION hookjetty.count_hit(limit_key text, at_most integer,"
             " span interval) RETURNS double precision LANGUAGE sql AS 'SELECT NULL::float8'",
         )
+        execute(url, THINGS)
         with LiveService(url, ENDPOINTS_PER_TENANT="1000") as live:
             yield live
 

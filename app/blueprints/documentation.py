@@ -178,7 +178,10 @@ PARAMETERS: dict[str, Any] = {
             "The `ETag` of the state that you have seen, several of them, or `*` for any: if the"
             " endpoint is in another one, nothing is done, and it is a 409."
         ),
-        "schema": {"type": "string", "examples": ['"ep_7.3"', "*"]},
+        "schema": {
+            "type": "string",
+            "examples": ['"ep_7.3"', "*"],
+        },
     },
     "IdempotencyKey": {
         "name": "X-Request-Id",

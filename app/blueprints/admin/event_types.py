@@ -8,7 +8,7 @@ from marshmallow import fields
 
 from app import errors, event_types
 from app.blueprints.admin.surface import an_admin, blueprint
-from app.blueprints.common import called_by, idempotent, link_to_next
+from app.blueprints.common import called_by, idempotent, link_to_next, may_answer
 from app.schemas.base import PageQuery, enveloped
 from app.schemas.event_types import (
     EventTypeDetail,
@@ -19,6 +19,9 @@ from app.schemas.event_types import (
 from app.schemas.fields import Text, is_event_type
 
 blp = blueprint("event_types", "What the platform's events mean.")
+
+
+_SAVED = enveloped("EventTypeSaved", fields.Nested(EventTypeDetail()))
 
 
 @blp.route("/event-types", methods=["GET"])
@@ -55,7 +58,8 @@ def get_event_type(_owner: int, name: str) -> Any:
 @called_by(an_admin)
 @blp.arguments(EventTypeToSave())
 @idempotent()
-@blp.response(201, enveloped("EventTypeSaved", fields.Nested(EventTypeDetail())))
+@blp.response(201, _SAVED)
+@blp.alt_response(200, schema=_SAVED, success=True)
 def save_event_type(_owner: int, wanted: dict[str, Any]) -> Any:
     """Create or update an event type
 
@@ -71,6 +75,7 @@ def save_event_type(_owner: int, wanted: dict[str, Any]) -> Any:
 @called_by(an_admin)
 @blp.arguments(EventTypeName())
 @idempotent()
+@may_answer("not_found")
 @blp.response(200, enveloped("EventTypeDeleted", fields.Nested(EventTypeName())))
 def delete_event_type(_owner: int, wanted: dict[str, Any]) -> Any:
     """Take an event type out of the catalogue
