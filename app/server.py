@@ -20,6 +20,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gunicorn import http
+from gunicorn.http.unreader import IterUnreader
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, TConn, ThreadWorker
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ MOST_WAITING_BYTES = 64 * 1024 * 1024
 
 RECEIVED_AT_A_TIME = 256 * 1024
 MOST_CHUNK_LINE_BYTES = 4096
+
+# What a proxy may say first, with a length behind it (its PROXY protocol, version 2).
+PROXY_V2 = b"\r\n\r\n\x00\r\nQUIT\n"
 
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,18})[ \t]*(?=\r\n)", re.IGNORECASE)
 _ENCODING = re.compile(rb"\r\ntransfer-encoding:", re.IGNORECASE)
@@ -88,8 +92,13 @@ class Request:
         return bool(self._head and _EXPECT.search(self.received, 0, self._head))
 
     def _find_head(self) -> bool:
+        beginning = self.received[: len(PROXY_V2)]
+        if self._searched < len(PROXY_V2) and PROXY_V2.startswith(beginning):
+            if len(self.received) < 16:
+                return False
+            self._searched = 16 + int.from_bytes(self.received[14:16]) + 3
         at = self.received.find(b"\r\n\r\n", max(0, self._searched - 3))
-        self._searched = len(self.received)
+        self._searched = max(self._searched, len(self.received))
         if at < 0:
             return False
         self._head = self._needed = at + 4
@@ -221,7 +230,9 @@ class BufferingWorker(ThreadWorker):  # type: ignore[misc]  # it has no types
             return
         conn.request = Request()
         conn.was_told_to_continue = False
-        conn.parser = http.get_parser(self.cfg, [received], conn.client)
+        if conn.parser is None:
+            conn.parser = http.get_parser(self.cfg, (), conn.client)
+        conn.parser.unreader = IterUnreader([received])
         self.enqueue_req(conn)
 
     def handle_request(self, req: Any, conn: Connection) -> Any:

@@ -61,6 +61,14 @@ def test_the_secret_is_shown_as_it_was_given(owner):
         assert given.headers["Cache-Control"] == "no-store"
 
 
+def test_a_look_at_it_is_in_the_log_of_peoples_actions_and_the_secret_is_not(owner):
+    add()
+    reveal(owner)
+    (action,) = rows(db.execute_sql("SELECT a.*, a::text AS text FROM hookjetty.audit a"))
+    assert (action["tenant_id"], action["action"]) == (7, "reveal_secret")
+    assert SECRET not in action["text"]
+
+
 def test_whoever_may_only_read_does_not_see_it(client, mint):
     add()
     for scopes in (["webhooks:read"], ["events:write"]):

@@ -145,6 +145,8 @@ def test_a_repeat_is_answered_with_the_state_that_the_write_had_made(owner):
     again = send(owner, *write, **{"X-Request-Id": "r-1"})
     assert again.headers["Idempotent-Replayed"] == "true"
     assert first.headers["ETag"] == again.headers["ETag"] == '"ep_1.2"'
+    malformed = send(owner, *write[:3], "1", **{"X-Request-Id": "r-1"})
+    assert malformed.status_code == 400
     refused = send(owner, *write, **{"X-Request-Id": "r-2"})
     assert "Idempotent-Replayed" not in refused.headers
     conflict(refused)

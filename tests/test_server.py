@@ -20,6 +20,9 @@ WHOLE = {
     "a length, oddly spelled": HEAD + b"conTENT-length: \t5 \r\n\r\n12345",
     "no length at all": HEAD + b"Content-Length: 0\r\n\r\n",
     "chunks": CHUNKED + b"3\r\nabc\r\nA;x=y\r\n0\r\n\r\n0\r\n\r\n\r\n0\r\n\r\n",
+    "behind a proxy": b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    "behind a proxy that speaks binary": server.PROXY_V2
+    + b"\x21\x11\x00\x0c\r\n\r\n\r\n\r\n\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n",
     "chunks and a trailer": CHUNKED + b"3\r\nabc\r\n0\r\nX: y\r\n\r\n",
 }
 
@@ -113,6 +116,18 @@ def test_a_body_that_breaks_off_is_answered_and_ends_the_connection(connection):
     connection.shutdown(socket.SHUT_WR)
     said = connection.makefile("rb").read()
     assert said == b"" or said.startswith(b"HTTP/1.1 4"), said
+
+
+def test_a_proxy_says_once_for_whom_it_asks(server_url: str, template: str, monkeypatch):
+    """docs/security.md, "Who did what"."""
+    monkeypatch.setenv("GUNICORN_CMD_ARGS", "--proxy-protocol auto --proxy-allow-from 127.0.0.1")
+    asked = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    with new_database(server_url, template) as url, LiveService(url, dispatchers=0) as behind:
+        with socket.create_connection(("127.0.0.1", behind.port), timeout=10) as connection:
+            connection.sendall(b"PROXY TCP4 192.0.2.7 192.0.2.1 1234 80\r\n" + asked)
+            assert heard(connection, b'"ok"}\n').startswith(b"HTTP/1.1 200 ")
+            connection.sendall(asked)
+            assert heard(connection, b'"ok"}\n').startswith(b"HTTP/1.1 200 ")
 
 
 def test_who_does_not_close_after_the_last_answer_keeps_nobody_waiting(live):

@@ -340,6 +340,8 @@ def idempotent(
                 response: Response = view(*args, **kwargs)
                 return response
 
+            if notes(view).get("if_matching"):
+                _if_match()  # what is malformed is no repeat either
             if g.key is None:
                 return _completed(retrying(work), then, is_repeat=False)
             call = idempotency.Call(g.owner, request.method, request.path, g.key, body())
@@ -410,8 +412,9 @@ def _completed(response: Response, then: Completion | None, *, is_repeat: bool) 
 
 # ------------------------------------------------------------------------ optimistic concurrency
 
-_ETAG = r'(?:W/)?"[\x21\x23-\x7e]*"'
-_is_etags = re.compile(rf"{_ETAG}(?:[ \t]*,[ \t]*{_ETAG})*").fullmatch
+_ETAG = r'(?:W/)?"[!#-~]*"'
+_ETAGS = rf"{_ETAG}(?:[ \t]*,[ \t]*{_ETAG})*"
+IF_MATCH = rf"^(?:\*|{_ETAGS})$"
 
 
 def if_matching(view: View) -> View:
@@ -436,7 +439,7 @@ def _if_match() -> IfMatch:
     given = given.strip(" \t")
     if given == "*":
         return frozenset("*")
-    if not _is_etags(given):
+    if not re.fullmatch(_ETAGS, given):
         raise errors.invalid("If-Match", 'must be an ETag such as "ep_7.3", several, or *')
     tags = re.findall(_ETAG, given)
     return frozenset(tag[1:-1] for tag in tags if tag.startswith('"') and tag != '"*"')

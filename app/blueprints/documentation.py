@@ -20,6 +20,7 @@ from werkzeug.routing import Rule
 
 from app import errors, reference
 from app.blueprints.common import (
+    IF_MATCH,
     MAX_BODY_BYTES,
     Blueprint,
     Dialect,
@@ -178,10 +179,7 @@ PARAMETERS: dict[str, Any] = {
             "The `ETag` of the state that you have seen, several of them, or `*` for any: if the"
             " endpoint is in another one, nothing is done, and it is a 409."
         ),
-        "schema": {
-            "type": "string",
-            "examples": ['"ep_7.3"', "*"],
-        },
+        "schema": {"type": "string", "pattern": IF_MATCH, "examples": ['"ep_7.3"', "*"]},
     },
     "IdempotencyKey": {
         "name": "X-Request-Id",

@@ -7,7 +7,7 @@ from typing import Any
 from marshmallow import ValidationError, fields, validate
 
 from app.schemas.base import Body, Outgoing
-from app.schemas.fields import EventType, Text, Time, reworded
+from app.schemas.fields import EventType, Text, Time, next_cursor, reworded
 
 MAX_DESCRIPTION_CHARACTERS = 500
 
@@ -77,4 +77,4 @@ class EventTypePage(Outgoing):
     """A page of the catalogue."""
 
     items = fields.List(fields.Nested(EventTypeItem()))
-    next_cursor = Text(allow_none=True)
+    next_cursor = next_cursor()

@@ -16,7 +16,7 @@ from app.schemas.event_types import (
     EventTypeName,
     EventTypeToSave,
 )
-from app.schemas.fields import Text, is_event_type
+from app.schemas.fields import is_event_type, next_cursor
 
 blp = blueprint("event_types", "What the platform's events mean.")
 
@@ -32,7 +32,7 @@ _SAVED = enveloped("EventTypeSaved", fields.Nested(EventTypeDetail()))
     enveloped(
         "EventTypes",
         fields.List(fields.Nested(EventTypeItem())),
-        next_cursor=Text(allow_none=True),
+        next_cursor=next_cursor(),
     ),
 )
 def list_event_types(_owner: int, wanted: dict[str, Any]) -> Any:
@@ -73,6 +73,7 @@ def save_event_type(_owner: int, wanted: dict[str, Any]) -> Any:
 
 @blp.route("/event-types/delete", methods=["POST"])
 @called_by(an_admin)
+@may_answer("not_found")
 @blp.arguments(EventTypeName())
 @idempotent()
 @may_answer("not_found")

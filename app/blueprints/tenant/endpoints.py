@@ -6,6 +6,7 @@ from typing import Any
 
 from app import endpoints
 from app.blueprints.common import (
+    audited,
     called_by,
     idempotent,
     if_matching,
@@ -190,6 +191,7 @@ def test_endpoint(
 @blp.route("/endpoints/<endpoint_id>/secret", methods=["GET"])
 @called_by(a_writer, Limits.request)
 @may_answer("version_conflict")
+@audited
 @blp.response(200, SecretRevealed())
 @naming_state
 def reveal_secret(tenant_id: int, endpoint_id: str) -> Any:
