@@ -376,7 +376,10 @@ def await_consent(endpoint: Endpoint, seconds: float = HANDSHAKE_WAIT_SECONDS) -
                 break
             time.sleep(pause)
             pause = min(pause * 1.5, LONGEST_PAUSE_SECONDS)
-            endpoint = Endpoint.get_by_id(endpoint.id)
+            present = Endpoint.get_or_none(Endpoint.id == endpoint.id)
+            if present is None:  # its tenant is being erased
+                break
+            endpoint = present
     except PeeweeException as error:
         if not is_away(error):
             raise

@@ -42,6 +42,9 @@ ENDPOINT_STATUSES = ("pending", "active", "paused", "disabled", "deleted")
 DISABLED_REASONS = ("gone", "failing")
 TASK_STATUSES = ("pending", "delivering", "retry", "waiting", "delivered", "failed", "canceled")
 OPEN_TASK_STATUSES = ("pending", "delivering", "retry", "waiting")
+# What a replay and a bulk retry can be in; and which past events a replay can be narrowed to.
+WALK_STATUSES = ("running", "finished", "canceled")
+REPLAY_ONLY = ("failed", "missing")
 
 # How an attempt or a task failed: the closed vocabulary of schema.sql.
 FAILURES = (
@@ -311,20 +314,21 @@ class Event(Table):
         table_name = "events"
 
     @classmethod
+    def select_text(cls) -> ModelSelect[Self]:
+        """Events with their data as text."""
+        return cls.select(
+            cls.id,
+            cls.tenant_id,
+            cls.type,
+            cls.data.cast("text").alias("data"),
+            cls.fanout,
+            cls.endpoint_id,
+        )
+
+    @classmethod
     def get_of(cls, tenant_id: int, event_id: int) -> Self:
         """One of a tenant's events with its data as text, or ``not_found``."""
-        event = (
-            cls.select(
-                cls.id,
-                cls.tenant_id,
-                cls.type,
-                cls.data.cast("text").alias("data"),
-                cls.fanout,
-                cls.endpoint_id,
-            )
-            .where(cls.id == event_id, cls.tenant_id == tenant_id)
-            .first()
-        )
+        event = cls.select_text().where(cls.id == event_id, cls.tenant_id == tenant_id).first()
         if event is None:
             raise errors.not_found(f"event evt_{event_id}")
         return event
@@ -425,7 +429,7 @@ class Task(Table):
         return (
             cls.select(
                 cls.id, cls.tenant_id, cls.endpoint_id, cls.event_id, cls.tries, cls.step,
-                cls.failure, cls.replay_id, status.alias("status"),
+                cls.failure, cls.replay_id, cls.attempt_id, cls.ready, status.alias("status"),
                 next_try_at.alias("next_try_at"), Endpoint.url.alias("url"),
                 Event.type.alias("type"),
             )
@@ -452,7 +456,7 @@ class Task(Table):
 
     @classmethod
     def ids_of_event(cls, event: Event) -> set[int]:
-        """An event's tasks, those of replays and of deleted endpoints too.
+        """The ids of an event's tasks, those of replays and of deleted endpoints too.
 
         Those it was made with lie right behind its id. Those of replays are known by endpoint; a
         minute of slack for a publish that read an endpoint just before its deletion committed.
@@ -505,35 +509,6 @@ class Task(Table):
         return status, next_try_at
 
     @classmethod
-    def with_status(cls, tenant_id: int, status: str) -> Expression:
-        """Which of a tenant's tasks have that status as people see it.
-
-        Says so by the stored status, which the indexes know, and names the endpoints whose tasks
-        have yet to follow. The status of a join would tell the planner nothing: it then reads all
-        that the tenant ever had.
-        """
-        parked, unsettled, gone = Endpoint.inactive_ids(tenant_id)
-        moving = cls.status.in_(("pending", "retry"))
-        found = cls.status == status
-        # True of them all, and lets the indexes answer that hold nothing else: over 1.5 million
-        # delivered tasks 4 ms instead of 260.
-        if status == "pending":
-            found &= cls.ready | (cls.due_at.is_null(False) & ~cls.ready)
-        elif status == "delivering":
-            found &= cls.id.in_(Lease.tasks())
-        elif status != "delivered":
-            found &= cls.rare_status == status
-        if status in ("pending", "retry") and parked + gone:
-            return found & cls.endpoint_id.not_in(parked + gone)
-        if status == "waiting" and gone:
-            found &= cls.endpoint_id.not_in(gone)
-        if status == "waiting" and unsettled:
-            return found | (moving & cls.endpoint_id.in_(unsettled))
-        if status == "canceled" and gone:
-            return found | ((moving | (cls.status == "waiting")) & cls.endpoint_id.in_(gone))
-        return found
-
-    @classmethod
     def count_waiting(cls, endpoint: Endpoint) -> int:
         """How many tasks wait for an endpoint, as people see them.
 
@@ -569,40 +544,6 @@ class Task(Table):
         ).fetchone()
         return int(counted)
 
-    @classmethod
-    def retry(cls, task_id: int) -> tuple[Self, str]:
-        """A person's retry: due now, from the schedule's first step, and past a hold.
-
-        Returns the task and a sentence on what happens next. The task of an endpoint that is not
-        active waits for it; while under way, or for a deleted endpoint or an expired event, there
-        is nothing to retry: ``version_conflict``.
-        """
-        with db.atomic():
-            task = cls.select().where(cls.id == task_id).for_update().first()
-            if task is None:
-                raise errors.not_found(f"task {task_id}")
-            endpoint = Endpoint.get_or_none(Endpoint.id == task.endpoint_id)
-            if endpoint is None or endpoint.status == "deleted":
-                raise errors.conflict(f"the endpoint of task {task_id} is deleted")
-            if task.status == "delivering":
-                raise errors.conflict(f"task {task_id} is being delivered right now")
-            if not Event.select().where(Event.id == task.event_id).exists():
-                raise errors.conflict(f"the event of task {task_id} is past its retention")
-            if Event.get_of(task.tenant_id, task.event_id).is_erased:
-                raise errors.conflict(f"the data of the event of task {task_id} was erased")
-            active = endpoint.status == "active"
-            cls.update(
-                status="retry" if active else "waiting",
-                ready=active,
-                next_try_at=fn.now() if active else None,
-                step=0,
-                probe=True,
-            ).where(cls.id == task_id).execute()
-            wake()
-        if active:
-            return task, "ok"
-        return task, f"waiting: the endpoint is {endpoint.status}; it is sent when that changes"
-
 
 class Lease(Table):
     """The tasks that one claim of a dispatcher took, until they are recorded or it ends."""
@@ -613,12 +554,6 @@ class Lease(Table):
 
     class Meta:
         table_name = "leases"
-
-    @classmethod
-    def tasks(cls) -> list[int]:
-        """What the dispatchers hold, of all tenants: some thousand tasks at most."""
-        rows = db.execute_sql("SELECT unnest(task_ids) FROM hookjetty.leases").fetchall()
-        return [task_id for (task_id,) in rows]
 
 
 class Attempt(Table):
@@ -671,6 +606,9 @@ class Replay(Table):
     from_id = BigIntegerField()
     upto_id = BigIntegerField()
     cursor_id = BigIntegerField()
+    event_types = ArrayField(TextField, index=False, null=True)
+    # `only` is SQL's word, so the column bears another name than the attribute.
+    only = TextField(column_name="only_those", null=True)
     events = BigIntegerField()
     tasks = BigIntegerField()
     created_at = DateTimeTZField()
@@ -680,12 +618,70 @@ class Replay(Table):
         table_name = "replays"
 
     @classmethod
+    def of(cls, tenant_id: int) -> ModelSelect[Self]:
+        """A tenant's replays, the newest first."""
+        return cls.select().where(cls.tenant_id == tenant_id).order_by(cls.id.desc())
+
+    @classmethod
     def get_of(cls, tenant_id: int, replay_id: int) -> Self:
         """One of a tenant's replays, or ``not_found``."""
         replay = cls.get_or_none(cls.id == replay_id, cls.tenant_id == tenant_id)
         if replay is None:
             raise errors.not_found(f"replay rpl_{replay_id}")
         return replay
+
+    @property
+    def from_time(self) -> datetime:
+        """The moment from which it replays."""
+        return id_time(self.from_id)
+
+    @property
+    def upto_time(self) -> datetime:
+        """The moment before which it ends."""
+        return id_time(self.upto_id + 1)
+
+    @property
+    def progress(self) -> float:
+        """How far it has come on its way through that time, in percent."""
+        return _percent(self)
+
+
+class BulkRetry(Table):
+    """A request to try all tasks again that a filter finds."""
+
+    id = BigAutoField()
+    tenant_id = BigIntegerField()
+    status = TextField()
+    # `filter` is a method of Peewee's models, so the attribute bears another name than the column.
+    wanted = BinaryJSONField(column_name="filter", index=False)
+    from_id = BigIntegerField()
+    upto_id = BigIntegerField()
+    cursor_id = BigIntegerField()
+    looked_at = BigIntegerField()
+    tasks = BigIntegerField()
+    created_at = DateTimeTZField()
+    finished_at = DateTimeTZField(null=True)
+
+    class Meta:
+        table_name = "bulk_retries"
+
+    @classmethod
+    def of(cls, tenant_id: int) -> ModelSelect[Self]:
+        """A tenant's bulk retries, the newest first."""
+        return cls.select().where(cls.tenant_id == tenant_id).order_by(cls.id.desc())
+
+    @classmethod
+    def get_of(cls, tenant_id: int, bulk_retry_id: int) -> Self:
+        """One of a tenant's bulk retries, or ``not_found``."""
+        bulk_retry = cls.get_or_none(cls.id == bulk_retry_id, cls.tenant_id == tenant_id)
+        if bulk_retry is None:
+            raise errors.not_found(f"bulk retry blk_{bulk_retry_id}")
+        return bulk_retry
+
+    @property
+    def progress(self) -> float:
+        """How far it has come on its way through the time of its tasks, in percent."""
+        return _percent(self)
 
 
 class IdempotencyKey(Table):
@@ -786,6 +782,13 @@ class Dispatcher(Table):
     def alive(cls) -> ModelSelect[Self]:
         """Those whose heartbeat came within 30 seconds, as schema.sql's wake() has it."""
         return cls.select().where(cls.seen_at > fn.now() - SQL("interval '30 s'"))
+
+
+def _percent(walk: Replay | BulkRetry) -> float:
+    if walk.status == "finished":
+        return 100.0
+    gone, all_of_it = walk.cursor_id + 1 - walk.from_id, walk.upto_id + 1 - walk.from_id
+    return round(100 * min(max(gone / max(all_of_it, 1), 0), 1), 1)
 
 
 def keys_of(event_ids: Sequence[int]) -> dict[int, str]:

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from peewee import Expression, Field, ModelSelect
 
 from app import errors
-from app.models import Endpoint, Task
+from app.models import BulkRetry, Endpoint, Replay, Task
+from app.tasks import TaskFilter, find
 
 _ID_BYTES = 8
 _MARK_BYTES = 8
@@ -32,22 +33,44 @@ def page_of_endpoints(tenant_id: int, *, limit: int, cursor: str | None = None) 
     return page(query, Endpoint.id, limit=limit, cursor=cursor, of=("endpoints", tenant_id))
 
 
-def page_of_tasks(
+def page_of_tasks(tenant_id: int, *, limit: int, cursor: str | None = None, **wanted: Any) -> Page:
+    """A tenant's tasks, the newest first; ``wanted`` are the fields of a ``TaskFilter``.
+
+    One request looks at no more than ``tasks.MOST_LOOKED_AT`` tasks. Where few of them are wanted,
+    a page may have fewer items than ``limit``, or none, and yet not be the last one.
+    """
+    narrowed = TaskFilter(**wanted)
+    of = ("tasks", tenant_id, *narrowed.storable().items())
+    below = {} if cursor is None else {"below": _position(cursor, of)}
+    found = find(tenant_id, narrowed, limit=limit, **below)
+    items = list(Task.listed(Task.id.in_(found.ids))) if found.ids else []
+    more = found.more_below
+    return Page(items, None if more is None else _cursor(more, of))
+
+
+def page_of_replays(
     tenant_id: int,
     *,
     limit: int,
     cursor: str | None = None,
-    status: str | None = None,
     endpoint_id: int | None = None,
+    status: str | None = None,
 ) -> Page:
-    """A tenant's tasks, the newest first; those of one status or one endpoint if so wanted."""
-    query = Task.listed(Task.tenant_id == tenant_id)
-    if status is not None:
-        query = query.where(Task.with_status(tenant_id, status))
+    """A tenant's replays, the newest first; those of one endpoint or status if so wanted."""
+    query = Replay.of(tenant_id)
     if endpoint_id is not None:
-        query = query.where(Task.endpoint_id == endpoint_id)
-    of = ("tasks", tenant_id, status, endpoint_id)
-    return page(query, Task.id, limit=limit, cursor=cursor, of=of, newest_first=True)
+        query = query.where(Replay.endpoint_id == endpoint_id)
+    if status is not None:
+        query = query.where(Replay.status == status)
+    of = ("replays", tenant_id, endpoint_id, status)
+    return page(query, Replay.id, limit=limit, cursor=cursor, of=of, newest_first=True)
+
+
+def page_of_bulk_retries(tenant_id: int, *, limit: int, cursor: str | None = None) -> Page:
+    """A tenant's bulk retries, the newest first."""
+    query = BulkRetry.of(tenant_id)
+    of = ("bulk retries", tenant_id)
+    return page(query, BulkRetry.id, limit=limit, cursor=cursor, of=of, newest_first=True)
 
 
 def page(

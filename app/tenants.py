@@ -13,6 +13,7 @@ from app.models import (
     OPERATOR,
     TENANT_LIMITS,
     WELL,
+    BulkRetry,
     Endpoint,
     Replay,
     Tenant,
@@ -76,9 +77,10 @@ def erase(tenant_id: int) -> TenantErasure:
             settling=True,
             **WELL,
         ).where(Endpoint.id.in_(ids)).execute()
-        Replay.update(status="canceled", finished_at=fn.now()).where(
-            Replay.tenant_id == tenant_id, Replay.status == "running"
-        ).execute()
+        for walk in (Replay, BulkRetry):
+            walk.update(status="canceled", finished_at=fn.now()).where(
+                walk.tenant_id == tenant_id, walk.status == "running"
+            ).execute()
         Tenant.update(dict.fromkeys(TENANT_LIMITS)).where(Tenant.id == tenant_id).execute()
         last = Endpoint.select(fn.max(Endpoint.id)).where(Endpoint.tenant_id == tenant_id).scalar()
         rows = (

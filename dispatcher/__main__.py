@@ -144,6 +144,7 @@ def _scheduler(settings: Settings, heart: Heart, engine: Engine) -> BackgroundSc
     every(POLL_SECONDS, "poll", engine.wake)
     every(5, "heartbeat", heart.beat)
     every(1, "replays", lambda: _feed(engine, jobs.replay_step))
+    every(1, "bulk_retries", lambda: _feed(engine, jobs.bulk_retry_step))
     every(1, "settle", lambda: _feed(engine, jobs.settle_step))
     every(1, "tenant_erasures", lambda: jobs.until_done(tenant_erasures.step))
     every(10, "erasures", lambda: jobs.until_done(jobs.erase_step))
@@ -238,7 +239,7 @@ def bring_forward(scheduler: BackgroundScheduler, name: str) -> None:
 
 
 # Brought forward by a NOTIFY "jobs", which whoever changes an endpoint or asks for a replay sends.
-_WOKEN_JOBS = ("handshakes", "replays", "settle", "tenant_erasures")
+_WOKEN_JOBS = ("handshakes", "replays", "bulk_retries", "settle", "tenant_erasures")
 
 
 def _listen(engine: Engine, scheduler: BackgroundScheduler, stop: threading.Event) -> None:

@@ -12,9 +12,9 @@ from functools import partial
 
 import structlog
 
-from app import events
+from app import bulk_retries, events
 from app.db import db, retrying
-from app.models import MADE_WITHIN, Dispatcher, Event
+from app.models import MADE_WITHIN, BulkRetry, Dispatcher, Event
 from dispatcher import operational
 
 log = structlog.get_logger()
@@ -71,13 +71,14 @@ def replay_step() -> bool:
 
     The tasks and the cursor commit together, so a crash leaves neither a gap nor a repeat. Events
     with an open task for the endpoint are on their way already and are skipped; so are test events,
-    and those whose data was erased.
+    and those whose data was erased. What became of the batch's events at the endpoint is read once,
+    whatever is asked about it.
     """
     with db.atomic():
         replay = db.execute_sql(
             """
-            SELECT r.id, r.tenant_id, r.endpoint_id, r.cursor_id, r.upto_id, n.events, n.status,
-                   n.status = 'active' AND n.hold_until IS NULL
+            SELECT r.id, r.tenant_id, r.endpoint_id, r.cursor_id, r.upto_id, r.event_types,
+                   r.only_those, n.events, n.status, n.status = 'active' AND n.hold_until IS NULL
             FROM hookjetty.replays r JOIN hookjetty.endpoints n ON n.id = r.endpoint_id
             WHERE r.status = 'running' ORDER BY r.cursor_id LIMIT 1
             FOR UPDATE OF r SKIP LOCKED
@@ -85,29 +86,31 @@ def replay_step() -> bool:
         ).fetchone()
         if replay is None:
             return False
-        replay_id, tenant_id, endpoint_id, cursor_id, upto_id, patterns, status, takes = replay
+        replay_id, tenant_id, endpoint_id, cursor_id, upto_id, types, only, *endpoint = replay
+        patterns, status, takes = endpoint
         last, looked_at, wanted = db.execute_sql(
-            """
+            f"""
             WITH batch AS MATERIALIZED (
                 SELECT e.id, e.type, e.endpoint_id IS NULL AND e.data IS NOT NULL AS can_go
                 FROM hookjetty.events e
                 WHERE e.tenant_id = %(tenant)s AND e.id > %(cursor)s AND e.id <= %(upto)s
                 ORDER BY e.id LIMIT %(batch)s),
-            on_its_way AS MATERIALIZED (
+            there AS MATERIALIZED (
                 -- Made with their events, or …
-                SELECT t.event_id FROM hookjetty.tasks t
+                SELECT t.event_id, t.status FROM hookjetty.tasks t
                 WHERE t.endpoint_id = %(endpoint)s AND t.replay_id IS NULL
                   AND t.id BETWEEN (SELECT min(id) FROM batch)
                                AND (SELECT max(id) FROM batch) + (%(slack)s::bigint << 12)
-                  AND t.status IN ('pending', 'delivering', 'retry', 'waiting')
+                  AND t.event_id <= (SELECT max(id) FROM batch)
                 UNION ALL  -- … by another replay.
-                SELECT t.event_id FROM batch b JOIN hookjetty.tasks t ON t.event_id = b.id
-                WHERE t.endpoint_id = %(endpoint)s AND t.replay_id IS NOT NULL
-                  AND t.status IN ('pending', 'delivering', 'retry', 'waiting'))
+                SELECT t.event_id, t.status FROM batch b JOIN hookjetty.tasks t ON t.event_id = b.id
+                WHERE t.endpoint_id = %(endpoint)s AND t.replay_id IS NOT NULL)
             SELECT (SELECT max(id) FROM batch), (SELECT count(*) FROM batch), ARRAY(
                 SELECT b.id FROM batch b
                 WHERE %(patterns)s::text[] && hookjetty.patterns_for(b.type) AND b.can_go
-                  AND b.id NOT IN (SELECT event_id FROM on_its_way)
+                  AND (%(types)s::text[] IS NULL
+                       OR %(types)s::text[] && hookjetty.patterns_for(b.type))
+                  AND {_CHOSEN[only]}
                 ORDER BY b.id)
             """,
             {
@@ -117,24 +120,40 @@ def replay_step() -> bool:
                 "batch": BATCH,
                 "endpoint": endpoint_id,
                 "patterns": patterns,
+                "types": types,
                 "slack": int(MADE_WITHIN.total_seconds() * 1000),
             },
         ).fetchone()
         _make_replay_tasks(wanted, replay_id, tenant_id, endpoint_id, active=takes)
-        over = looked_at < BATCH or status == "deleted"
         db.execute_sql(
-            """
-            UPDATE hookjetty.replays
-            SET cursor_id = %s, events = events + %s, tasks = tasks + %s,
-                status = CASE WHEN %s THEN 'finished' ELSE status END,
-                finished_at = CASE WHEN %s THEN clock_timestamp() END
-            WHERE id = %s
-            """,
-            (last or upto_id, looked_at, len(wanted), over, over, replay_id),
+            "UPDATE hookjetty.replays"
+            " SET cursor_id = %s, events = events + %s, tasks = tasks + %s WHERE id = %s",
+            (last or upto_id, looked_at, len(wanted), replay_id),
         )
-        if over:
-            operational.tell_of_replay(replay_id)
+        if looked_at < BATCH or status == "deleted":
+            _finish_replay(replay_id)
     return True
+
+
+# Which of the batch's events a replay delivers, by what became of them at the endpoint.
+_OPEN = "t.status IN ('pending', 'delivering', 'retry', 'waiting')"
+_CHOSEN = {
+    None: f"b.id NOT IN (SELECT t.event_id FROM there t WHERE {_OPEN})",
+    "failed": "b.id IN (SELECT t.event_id FROM there t WHERE t.status = 'failed')"
+    " AND b.id NOT IN (SELECT t.event_id FROM there t"
+    f" WHERE t.status = 'delivered' OR {_OPEN})",
+    "missing": "b.id NOT IN (SELECT t.event_id FROM there t)",
+}
+
+
+def _finish_replay(replay_id: int) -> None:
+    """A replay has come to its end, in the transaction of its last batch. The only place."""
+    db.execute_sql(
+        "UPDATE hookjetty.replays SET status = 'finished', finished_at = clock_timestamp()"
+        " WHERE id = %s",
+        (replay_id,),
+    )
+    operational.tell_of_replay(replay_id)
 
 
 def _make_replay_tasks(
@@ -156,6 +175,97 @@ def _make_replay_tasks(
             (tenant_id, endpoint_id, active, active, active, replay_id, missing),
         ).fetchall()
         missing = sorted(set(missing) - {row[0] for row in made})
+
+
+# ---------------------------------------------------------------------------------- bulk retries
+
+
+def bulk_retry_step() -> bool:
+    """The next batch of one running bulk retry, the one that has come least far.
+
+    The tasks and the cursor commit together. What is looked at is bounded, so a filter that lets
+    few through makes more steps, not longer ones.
+    """
+    with db.atomic():
+        row = db.execute_sql(
+            "SELECT id FROM hookjetty.bulk_retries WHERE status = 'running'"
+            " ORDER BY looked_at, id LIMIT 1 FOR UPDATE SKIP LOCKED"
+        ).fetchone()
+        if row is None:
+            return False
+        bulk_retry = BulkRetry.get_by_id(row[0])
+        found = bulk_retries.batch(bulk_retry, BATCH)
+        retried = _retry_in_bulk(found.task_ids, bulk_retry.wanted["status"])
+        db.execute_sql(
+            "UPDATE hookjetty.bulk_retries SET cursor_id = %s, looked_at = looked_at + %s,"
+            " tasks = tasks + %s WHERE id = %s",
+            (found.last_id or bulk_retry.upto_id, found.looked_at, retried, bulk_retry.id),
+        )
+        if found.looked_at < BATCH:
+            _finish_bulk_retry(bulk_retry.id)
+    return True
+
+
+def _retry_in_bulk(task_ids: list[int], status: str) -> int:
+    """Try tasks again that still have that status, in lane 1; returns how many they were.
+
+    They start their schedule anew. Those of an endpoint that takes no tasks wait for it, on hold or
+    not: a person's retry of one task is a probe, thousands of them would be a herd. Without its
+    event, or with that event's data erased, there is nothing to deliver.
+
+    Locked first and then changed, as everywhere (dispatcher/claim.py). An endpoint that changes
+    meanwhile is met by the claim, or by the sweep.
+    """
+    locked = db.execute_sql(
+        """
+        SELECT t.id, t.endpoint_id, t.event_id FROM hookjetty.tasks t
+        WHERE t.id = ANY (%s::bigint[]) AND t.rare_status = %s ORDER BY t.id
+        FOR UPDATE SKIP LOCKED
+        """,
+        (task_ids, status),
+    ).fetchall()
+    takes = dict(
+        db.execute_sql(
+            "SELECT n.id, n.status = 'active' AND n.hold_until IS NULL FROM hookjetty.endpoints n"
+            " WHERE n.id = ANY (%s::bigint[]) AND n.status <> 'deleted'",
+            (list({endpoint_id for _, endpoint_id, _ in locked}),),
+        ).fetchall()
+    )
+    deliverable = {
+        event_id
+        for (event_id,) in db.execute_sql(
+            "SELECT e.id FROM hookjetty.events e"
+            " WHERE e.id = ANY (%s::bigint[]) AND e.data IS NOT NULL",
+            (list({event_id for _, _, event_id in locked}),),
+        ).fetchall()
+    }
+    retried = {True: list[int](), False: list[int]()}
+    for task_id, endpoint_id, event_id in locked:
+        if endpoint_id in takes and event_id in deliverable:
+            retried[takes[endpoint_id]].append(task_id)
+    for is_ready, ids in retried.items():
+        if ids:
+            db.execute_sql(
+                f"UPDATE hookjetty.tasks SET {_RETRIED[is_ready]}, step = 0, lane = 1,"
+                " probe = false WHERE id = ANY (%s::bigint[])",
+                (ids,),
+            )
+    return sum(map(len, retried.values()))
+
+
+_RETRIED = {
+    True: "status = 'retry', ready = true, next_try_at = clock_timestamp()",
+    False: "status = 'waiting', ready = false, next_try_at = NULL",
+}
+
+
+def _finish_bulk_retry(bulk_retry_id: int) -> None:
+    """A bulk retry has come to its end, in the transaction of its last batch. The only place."""
+    db.execute_sql(
+        "UPDATE hookjetty.bulk_retries SET status = 'finished', finished_at = clock_timestamp()"
+        " WHERE id = %s",
+        (bulk_retry_id,),
+    )
 
 
 # -------------------------------------------------------------------------------------- erasures
@@ -351,13 +461,16 @@ def _expire_step(upto_id: int) -> bool:
 
 def prune_step(retention_days: int, audit_days: int) -> bool:
     """Forget a batch of what has served its time: answers after 24 hours, counts of quiet tenants,
-    the keys of events that are gone, and what people did long ago.
+    the keys of events that are gone, what people did long ago, replays and bulk retries when the
+    weeks of their tasks are gone.
     """
     forgotten = 0
     for table, condition in (
         ("idempotency_keys", "created_at < now() - interval '24 hours'"),
         ("rate_limits", "counted_at < now() - interval '1 hour'"),
         ("event_keys", "event_id < hookjetty.id_at(now() - %(days)s * interval '1 day')"),
+        ("replays", "finished_at < now() - (%(days)s + 7) * interval '1 day'"),
+        ("bulk_retries", "finished_at < now() - (%(days)s + 7) * interval '1 day'"),
         ("audit", "id < hookjetty.id_at(now() - %(audit_days)s * interval '1 day')"),
     ):
         cursor = db.execute_sql(

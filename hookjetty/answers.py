@@ -45,6 +45,7 @@ AttemptItem = TypedDict(
         "failure": "str | None",
         "timings_ms": "TimingsMs",
         "address": "str | None",
+        "request_headers": "dict[str, str] | None",
         "response_headers": "str | None",
         "response_body": "str | None",
         "truncated": "bool",
@@ -68,6 +69,32 @@ class AuditItem(TypedDict):
 
 class BatchPublished(TypedDict):
     items: list[EventPublished]
+
+
+class BulkRetryCount(TypedDict):
+    tasks: int
+    capped: bool
+
+
+class BulkRetryItem(TypedDict):
+    bulk_retry_id: str
+    status: str
+    filter: ShownFilter
+    progress: float
+    looked_at: int
+    tasks: int
+    created_at: str
+    finished_at: str | None
+
+
+class BulkRetryPage(TypedDict):
+    items: list[BulkRetryItem]
+    next_cursor: str | None
+
+
+class BulkRetryStarted(TypedDict):
+    status: str
+    bulk_retry_id: str
 
 
 class DryRun(TypedDict):
@@ -125,6 +152,14 @@ class EndpointItem(TypedDict):
 class EndpointPage(TypedDict):
     items: list[EndpointItem]
     next_cursor: str | None
+
+
+class EndpointReason(TypedDict):
+    endpoint_id: str
+    url: str
+    status: str
+    why: str
+    tasks: list[TaskReason]
 
 
 class EndpointRegistered(TypedDict):
@@ -214,6 +249,12 @@ class EventPage(TypedDict):
 class EventPublished(TypedDict):
     event_id: str
     tasks: int
+
+
+class EventReasons(TypedDict):
+    event_id: str
+    type: str
+    endpoints: list[EndpointReason]
 
 
 class EventTypeDeleted(TypedDict):
@@ -322,20 +363,41 @@ class PortalTokenMade(TypedDict):
     data: PortalToken
 
 
-class ReplayItem(TypedDict):
-    replay_id: str
-    endpoint_id: str
-    status: str
-    events: int
-    tasks: int
-    created_at: str
-    finished_at: str | None
+ReplayItem = TypedDict(
+    "ReplayItem",
+    {
+        "replay_id": "str",
+        "endpoint_id": "str",
+        "status": "str",
+        "from": "str",
+        "to": "str",
+        "event_types": "NotRequired[list[str]]",
+        "only": "NotRequired[str]",
+        "progress": "float",
+        "events": "int",
+        "tasks": "int",
+        "created_at": "str",
+        "finished_at": "str | None",
+    },
+)
+
+
+class ReplayPage(TypedDict):
+    items: list[ReplayItem]
+    next_cursor: str | None
 
 
 class ReplayStarted(TypedDict):
     status: str
     replay_id: str
     message: NotRequired[str]
+
+
+class RequestItem(TypedDict):
+    method: str
+    url: str
+    headers: dict[str, str]
+    body: str
 
 
 class SecretRevealed(TypedDict):
@@ -350,6 +412,37 @@ class SecretRotated(TypedDict):
     verification: NotRequired[Verification]
     secret: NotRequired[str]
     previous_until: str | None
+
+
+ShownFilter = TypedDict(
+    "ShownFilter",
+    {
+        "status": "str",
+        "endpoint_id": "NotRequired[str]",
+        "event_id": "NotRequired[str]",
+        "type": "NotRequired[str]",
+        "code_class": "NotRequired[str]",
+        "failure": "NotRequired[str]",
+        "from": "NotRequired[str]",
+        "to": "NotRequired[str]",
+        "failed_since": "NotRequired[str]",
+    },
+)
+
+
+class TaskChanged(TypedDict):
+    task_id: str
+    endpoint_id: str
+    event_id: str
+    type: str | None
+    url: str | None
+    status: str
+    failure: str | None
+    tries: int
+    next_try_at: str | None
+    created_at: str
+    replay_id: NotRequired[str]
+    message: NotRequired[str]
 
 
 class TaskItem(TypedDict):
@@ -371,6 +464,12 @@ class TaskPage(TypedDict):
     next_cursor: str | None
 
 
+class TaskReason(TypedDict):
+    task_id: str
+    status: str
+    why: str
+
+
 class TaskRetried(TypedDict):
     code: int
     msg: str
@@ -389,6 +488,8 @@ class TaskWithAttempts(TypedDict):
     next_try_at: str | None
     created_at: str
     replay_id: NotRequired[str]
+    why: str
+    request: RequestItem | None
     attempts: list[AttemptItem]
 
 

@@ -75,7 +75,7 @@ ALTER TABLE hookjetty.tasks
     DROP CONSTRAINT failed_has_a_failure,
     DROP CONSTRAINT replays_have_their_lane,
     ADD CONSTRAINT tasks_are_legal CHECK (
-        lane IN (0, 1) AND (lane = 1) = (replay_id IS NOT NULL)
+        lane IN (0, 1) AND (lane = 1 OR replay_id IS NULL)
         AND CASE status
             WHEN 'pending'    THEN next_try_at IS NOT NULL
             WHEN 'delivering' THEN next_try_at IS NOT NULL AND attempt_id IS NOT NULL
@@ -90,3 +90,7 @@ ALTER TABLE hookjetty.tasks
              WHEN ready OR status IN ('pending', 'retry') THEN next_try_at END) STORED,
     ADD COLUMN rare_status text GENERATED ALWAYS AS (
         CASE WHEN status IN ('failed', 'canceled', 'waiting', 'retry') THEN status END) STORED;
+
+ALTER TABLE hookjetty.replays
+    ADD COLUMN event_types text[],
+    ADD COLUMN only_those text CHECK (only_those IN ('failed', 'missing'));

@@ -68,6 +68,32 @@ def claim(*, most=None, limit=500, slots=20, steps=10, lease_seconds=60.0, floor
     )
 
 
+def make_task(
+    endpoint_id: int, event_id: int = 1, tenant_id: int = 7, *, age: str = "0 s", **columns: Any
+) -> int:
+    """A task that was made so long ago, in whatever state; returns its id."""
+    columns = {
+        "tenant_id": tenant_id,
+        "endpoint_id": endpoint_id,
+        "event_id": event_id,
+        "status": "delivered",
+        "ready": False,
+    } | columns
+    if columns["status"] == "failed":
+        columns.setdefault("failure", "timeout")
+    if columns["status"] in ("pending", "retry", "delivering"):
+        columns.setdefault("next_try_at", "2999-01-01")
+    if columns["status"] == "delivering":
+        columns.setdefault("attempt_id", 1)
+    names, places = ", ".join(columns), ", ".join(["%s"] * len(columns))
+    return db.execute_sql(
+        f"INSERT INTO hookjetty.tasks (id, {names})"
+        " SELECT hookjetty.new_id() - hookjetty.id_at(now())"
+        f" + hookjetty.id_at(now() - %s::interval), {places} RETURNING id",
+        [age, *columns.values()],
+    ).fetchone()[0]
+
+
 def task_rows(where: str = "true") -> list[dict[str, Any]]:
     """Tasks as they are stored, in the order they were made."""
     cursor = db.execute_sql(f"SELECT * FROM hookjetty.tasks WHERE {where} ORDER BY id")

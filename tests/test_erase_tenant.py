@@ -12,7 +12,8 @@ import psycopg2
 import pytest
 
 from app.db import db
-from app.models import TENANT_LIMITS
+from app.endpoints import await_consent
+from app.models import TENANT_LIMITS, Endpoint
 from dispatcher import jobs, tenant_erasures
 from dispatcher.record import Result, record
 from dispatcher.retry import Delivered, GiveUp
@@ -109,6 +110,7 @@ def lives(app, admin, client, mint) -> None:
         caller = Caller(client, "/api/v1/data-consumption/webhooks", mint(tenant_id=tenant))
         body = {"endpoint_id": f"ep_{each}", "from": "2025-10-05T06:00:00Z"}
         assert caller.post("/replay", body).status_code == 202
+        assert caller.post("/tasks/retry", {"status": "failed"}).status_code == 202
     jobs.until_done(jobs.replay_step)
 
 
@@ -191,6 +193,16 @@ def test_its_endpoints_receive_nothing_from_the_request_on(admin, owner):
     assert claim().tasks == []
     assert owner.get("/endpoints").json["items"] == []
     assert owner.get(f"/endpoints/ep_{endpoint}").status_code == 404
+
+
+@pytest.mark.usefixtures("database")
+def test_who_waits_for_the_consent_of_what_is_being_erased_is_answered():
+    """With the endpoint as it was."""
+    db.execute_sql("INSERT INTO hookjetty.dispatchers (id, host, pid) VALUES (1, 'here', 1)")
+    number = make_endpoint(status="pending", handshake_at="now()")
+    endpoint = Endpoint.get_by_id(number)
+    db.execute_sql("DELETE FROM hookjetty.endpoints")
+    assert await_consent(endpoint, seconds=1).id == number
 
 
 def test_what_comes_after_the_request_stays(admin, owner):

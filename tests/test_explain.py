@@ -83,8 +83,12 @@ def test_whether_a_task_is_made_and_whether_it_waits_are_two_questions():
     assert why_waiting(endpoint(), NOW) is None
 
 
-@pytest.mark.parametrize("type_", ["x", "export.done", "export.file.done", "exports", "export"])
+@pytest.mark.parametrize(
+    "type_",
+    ["x", "export.done", "export.file.done", "exports", "export", "hookjetty.task.exhausted"],
+)
 def test_what_matches_is_what_publishing_matches(database, type_):
     patterns = ["*", "x", "x.*", "export", "export.*", "export.done", "export.file.*", "exp.*"]
+    patterns += ["hookjetty.*", "hookjetty.task.*", "hookjetty.task.exhausted"]
     (known,) = db.execute_sql("SELECT hookjetty.patterns_for(%s)", (type_,)).fetchone()
     assert {each for each in patterns if matching([each], type_)} == set(patterns) & set(known)

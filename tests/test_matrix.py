@@ -123,18 +123,27 @@ class World:
             "SELECT id FROM hookjetty.tasks WHERE event_id = %s AND endpoint_id = %s",
             (event, endpoint),
         ).fetchall()
-        ((replay,),) = db.execute_sql(
+        (replay,), _ = db.execute_sql(
             "INSERT INTO hookjetty.replays (tenant_id, endpoint_id, status, from_id, upto_id,"
-            " cursor_id) VALUES (%s, %s, 'running', 1, 2, 0) RETURNING id",
-            (OWNER, endpoint),
+            " cursor_id, finished_at) VALUES (%s, %s, 'running', 1, 2, 0, NULL),"
+            " (%s, %s, 'finished', 1, 2, 2, now()) RETURNING id",
+            (OWNER, endpoint, OWNER, endpoint),
+        ).fetchall()
+        (bulk_retry,), _ = db.execute_sql(
+            "INSERT INTO hookjetty.bulk_retries (tenant_id, status, filter, from_id, upto_id,"
+            " cursor_id, finished_at)"
+            " SELECT %s, 'canceled', '{\"status\": \"failed\"}', 1, 2, 0, now()"
+            " FROM generate_series(1, 2) RETURNING id",
+            (OWNER,),
         ).fetchall()
         # By the prefix of their ids, and by the names that they have in paths and bodies.
-        self.ids = {"ep": endpoint, "evt": event, "task": task, "rpl": replay}
+        self.ids = {"ep": endpoint, "evt": event, "task": task, "rpl": replay, "blk": bulk_retry}
         self.prefix_of = {
             "endpoint_id": "ep",
             "event_id": "evt",
             "task_id": "task",
             "replay_id": "rpl",
+            "bulk_retry_id": "blk",
         }
         db.execute_sql(
             "INSERT INTO hookjetty.event_types (name, description) VALUES ('export.done', '')"
@@ -272,6 +281,7 @@ def snapshot() -> str:
             UNION ALL SELECT to_jsonb(x) FROM hookjetty.events x
             UNION ALL SELECT to_jsonb(x) FROM hookjetty.tasks x
             UNION ALL SELECT to_jsonb(x) FROM hookjetty.replays x
+            UNION ALL SELECT to_jsonb(x) FROM hookjetty.bulk_retries x
             UNION ALL SELECT to_jsonb(x) FROM hookjetty.idempotency_keys x) AS everything
         """
     ).fetchall()

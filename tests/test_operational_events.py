@@ -77,7 +77,8 @@ def hear(endpoint: int, *status_codes: int, was_probe: bool = False) -> None:
         ([operational.EXHAUSTED], {operational.EXHAUSTED}),
         (["*", operational.REPLAYED], {operational.REPLAYED}),
     ],
-    ids=str,
+    # Those of sets would differ from one worker of pytest-xdist to the next.
+    ids=["all", "others", "ours", "of endpoints", "one type", "all, and one of ours"],
 )
 def test_who_names_them_gets_them_and_a_star_does_not_match(patterns, hears):
     make_endpoint(events=patterns)

@@ -188,7 +188,7 @@ def test_ids_of_one_statement_are_distinct_and_ascend_by_millisecond():
         "status = 'delivering', ready = false",  # without an attempt
         "status = 'failed', ready = false, next_try_at = NULL",  # without a failure
         "status = 'gone fishing'",
-        "lane = 1",  # without a replay
+        "replay_id = 1",  # in the lane of live tasks
         "lane = 2",
         "failure = 'bad luck'",
     ],

@@ -37,6 +37,7 @@ OPAQUE = {
     "If-Match": "a list of quoted words",
     "tenant_id": "7.0 is an integer to JSON Schema, and none to us",
     "id": "the same",
+    "If-Match": "the generator gives up on its pattern and sends 0",
 }
 
 

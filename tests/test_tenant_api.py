@@ -43,6 +43,15 @@ OTHER_CALLS = [
     ("GET", "/events/evt_1", None),
     ("GET", "/tasks", None),
     ("GET", "/tasks/task_1", None),
+    ("POST", "/tasks/task_1/retry", None),
+    ("POST", "/tasks/task_1/cancel", None),
+    ("POST", "/tasks/retry", {"status": "failed"}),
+    ("GET", "/events/evt_1/why", None),
+    ("POST", "/endpoints/ep_1/recover", {"since": "2025-10-05T06:00:00Z"}),
+    ("GET", "/bulk-retries", None),
+    ("GET", "/bulk-retries/blk_1", None),
+    ("POST", "/bulk-retries/blk_1/cancel", None),
+    ("GET", "/replays", None),
     ("GET", "/replays/rpl_1", None),
     ("POST", "/replays/rpl_1/cancel", None),
 ]
@@ -705,6 +714,9 @@ class TestReplay:
             "replay_id": replay_id,
             "endpoint_id": endpoint,
             "status": "running",
+            "from": read["from"],
+            "to": read["to"],
+            "progress": 0.0,
             "events": 5,
             "tasks": 3,
             "created_at": read["created_at"],
@@ -941,13 +953,18 @@ class TestTasks:
                 "resolve": 1.5, "connect": 2.0, "tls": None, "first_byte": 3.0, "total": 4.25
             },
             "address": "192.0.2.1",
+            "request_headers": read["attempts"][0]["request_headers"],
             "response_headers": "server: x",
             "response_body": "oops",
             "truncated": False,
             "resent": False,
         }  # fmt: skip
         listed = owner.get("/tasks").json["items"][0]
-        assert listed == {name: value for name, value in read.items() if name != "attempts"}
+        assert listed == {
+            name: value
+            for name, value in read.items()
+            if name not in ("attempts", "request", "why")
+        }
         refusal(stranger.get(f"/tasks/task_{task}"), 404, "not_found")
         refusal(owner.get("/tasks/task_4711"), 404, "not_found")
         invalid(owner.get(f"/tasks/{task}"))

@@ -367,7 +367,7 @@ def audited(view: View) -> View:
     """
 
     @wraps(view)
-    def noted(*args: Any, **kwargs: Any) -> Response:
+    def logged(*args: Any, **kwargs: Any) -> Response:
         with db.atomic():
             response: Response = view(*args, **kwargs)
             answer = response.get_json(silent=True)
@@ -388,8 +388,8 @@ def audited(view: View) -> View:
             )
         return response
 
-    noted.is_audited = True  # type: ignore[attr-defined]  # for the test that looks for others
-    return noted
+    logged.is_audited = True  # type: ignore[attr-defined]  # for the test that looks for others
+    return logged
 
 
 def _once(

@@ -151,6 +151,7 @@ PREFIX_OF = {
     "task_id": "task",
     "attempt_id": "att",
     "replay_id": "rpl",
+    "bulk_retry_id": "blk",
 }
 OTHER_PARAMETERS: dict[str, dict[str, Any]] = {
     "tenant_id": {"type": "integer", **Id.described},

@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 SECURITY = (HERE.parent.parent / "docs/security.md").read_text()
 
 # How many there are of each kind.
-ROWS = {"S": 20, "R": 11}
+ROWS = {"S": 20, "R": 11, "H": 7, "J": 17}
 IDS = [f"{kind}{number}" for kind, most in ROWS.items() for number in range(1, most + 1)]
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from marshmallow import fields
 
+from app import tasks
 from app.blueprints.admin.surface import an_admin, blueprint
 from app.blueprints.common import called_by, idempotent, link_to_next
-from app.models import Task
 from app.pages import page_of_tasks
 from app.schemas.admin import AdminTask, AdminTaskQuery, ById, JustId
 from app.schemas.base import enveloped
@@ -48,5 +48,4 @@ def retry_task(_owner: int, wanted: dict[str, Any]) -> Any:
     It starts the schedule anew. 409 while it is being delivered or when nothing can be delivered
     any more; `msg` tells when it has to wait for its endpoint.
     """
-    _, msg = Task.retry(wanted["id"])
-    return {"data": wanted, "msg": msg}
+    return {"data": wanted, "msg": tasks.retry(wanted["id"])}

@@ -1,16 +1,23 @@
-"""Replays: start one, look how far it has come, cancel it (tenant-api.md, Replay)."""
+"""Replays: start one, list them, look how far they have come, cancel (tenant-api.md, Replay)."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from app import replays
-from app.blueprints.common import called_by, idempotent
+from app.blueprints.common import called_by, idempotent, link_to_next
 from app.blueprints.tenant.surface import a_reader, a_writer, blueprint
 from app.models import Replay
+from app.pages import page_of_replays
 from app.ratelimit import Limits
 from app.schemas.fields import parse_id
-from app.schemas.replays import ReplayItem, ReplayRequest, ReplayStarted
+from app.schemas.replays import (
+    ReplayItem,
+    ReplayPage,
+    ReplayQuery,
+    ReplayRequest,
+    ReplayStarted,
+)
 
 blp = blueprint("replays", "Past events delivered again.")
 
@@ -23,17 +30,31 @@ blp = blueprint("replays", "Past events delivered again.")
 def start_replay(tenant_id: int, wanted: dict[str, Any]) -> Any:
     """Replay from a watermark
 
-    What happened from then to now and is wanted by the endpoint is delivered to it again. 409
-    while another replay of the endpoint runs.
+    What happened from then to now and is wanted by the endpoint is delivered to it again, but for
+    events that have an open task there. `to` ends it sooner, `events` and `only` choose among the
+    events. 409 while another replay of the endpoint runs.
     """
     return replays.start(tenant_id, **wanted)
+
+
+@blp.route("/replays", methods=["GET"])
+@called_by(a_reader, Limits.request)
+@blp.arguments(ReplayQuery(), location="query")
+@blp.response(200, ReplayPage())
+def list_replays(tenant_id: int, wanted: dict[str, Any]) -> Any:
+    """List the tenant's replays
+
+    The newest first; those of one endpoint or in one status if so wanted.
+    """
+    found = page_of_replays(tenant_id, **wanted)
+    return found, link_to_next(found.next_cursor)
 
 
 @blp.route("/replays/<replay_id>", methods=["GET"])
 @called_by(a_reader, Limits.request)
 @blp.response(200, ReplayItem())
 def get_replay(tenant_id: int, replay_id: str) -> Any:
-    """Look at one replay"""
+    """Look at one replay, and at how far it has come"""
     return Replay.get_of(tenant_id, parse_id("rpl", replay_id))
 
 
