@@ -345,6 +345,13 @@ class Client(_Api):
         body = {"secret": secret, "overlap_seconds": overlap_seconds}
         return self._call("POST", path, body, request_id=request_id, if_match=if_match)
 
+    def recover_endpoint(
+        self, endpoint_id: str, since: str, *, request_id: str | None = None
+    ) -> answers.BulkRetryStarted:
+        """Retry what failed at an endpoint since a time, an event's id, or ``failing_since``."""
+        path = _path("endpoints", endpoint_id, "recover")
+        return self._call("POST", path, {"since": since}, request_id=request_id)
+
     # ----------------------------------------------------------------------------------- events
 
     def publish(
@@ -417,6 +424,10 @@ class Client(_Api):
         """One event, with its tasks."""
         return self._call("GET", _path("events", event_id))
 
+    def get_why(self, event_id: str) -> answers.EventReasons:
+        """Why an event was delivered, or was not, in words."""
+        return self._call("GET", _path("events", event_id, "why"))
+
     def erase_event_data(
         self, event_id: str, *, request_id: str | None = None
     ) -> answers.EventItem:
@@ -440,6 +451,40 @@ class Client(_Api):
     def get_task(self, task_id: str) -> answers.TaskWithAttempts:
         """One task, with its attempts."""
         return self._call("GET", _path("tasks", task_id))
+
+    def retry_task(self, task_id: str, *, request_id: str | None = None) -> answers.TaskChanged:
+        """Try a task again at once; ``message`` tells what it has to wait for."""
+        return self._call("POST", _path("tasks", task_id, "retry"), request_id=request_id)
+
+    def cancel_task(self, task_id: str, *, request_id: str | None = None) -> answers.TaskChanged:
+        """Do not try a task again."""
+        return self._call("POST", _path("tasks", task_id, "cancel"), request_id=request_id)
+
+    def start_bulk_retry(
+        self, *, request_id: str | None = None, **narrowed: Unpack[TaskFilter]
+    ) -> answers.BulkRetryStarted:
+        """Retry all tasks that failed and that the filter finds, in the background."""
+        return self._call("POST", _path("tasks", "retry"), _filter(narrowed), request_id=request_id)
+
+    def count_bulk_retry(self, **narrowed: Unpack[TaskFilter]) -> answers.BulkRetryCount:
+        """How many tasks that would be."""
+        path = _path("tasks", "retry")
+        return self._call("POST", path, _filter(narrowed), query={"dry_run": "1"})
+
+    def list_bulk_retries(self) -> Iterator[answers.BulkRetryItem]:
+        """Bulk retries, the newest first."""
+        return self._pages(_path("bulk-retries"), "items")
+
+    def get_bulk_retry(self, bulk_retry_id: str) -> answers.BulkRetryItem:
+        """One bulk retry, and how far it has come."""
+        return self._call("GET", _path("bulk-retries", bulk_retry_id))
+
+    def cancel_bulk_retry(
+        self, bulk_retry_id: str, *, request_id: str | None = None
+    ) -> answers.BulkRetryItem:
+        """Retry no more tasks of a bulk retry."""
+        path = _path("bulk-retries", bulk_retry_id, "cancel")
+        return self._call("POST", path, request_id=request_id)
 
     # ---------------------------------------------------------------------------------- replays
 
@@ -466,6 +511,12 @@ class Client(_Api):
             "only": only,
         }
         return self._call("POST", _path("replay"), body, request_id=request_id)
+
+    def list_replays(
+        self, *, endpoint_id: str | None = None, status: str | None = None
+    ) -> Iterator[answers.ReplayItem]:
+        """Replays, the newest first: all, those of an endpoint, those in a status."""
+        return self._pages(_path("replays"), "items", endpoint_id=endpoint_id, status=status)
 
     def get_replay(self, replay_id: str) -> answers.ReplayItem:
         """One replay, and how far it has come."""

@@ -34,7 +34,6 @@ OPAQUE = {
     "events": "the same, in a batch",
     "schema": "any object fits, and not all are JSON Schema",
     "example": "it has to satisfy the schema",
-    "If-Match": "a list of quoted words",
     "tenant_id": "7.0 is an integer to JSON Schema, and none to us",
     "id": "the same",
     "If-Match": "the generator gives up on its pattern and sends 0",
