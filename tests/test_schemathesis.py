@@ -7,6 +7,7 @@ A few examples of each operation here; ``make fuzz`` tries 5,000, or FUZZ_EXAMPL
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -18,11 +19,13 @@ from typing import Any
 
 import pytest
 
+from app.blueprints.documentation import PREFIX_OF
+from hookjetty.client import AdminClient, Client
 from tests.conftest import ADMIN_PREFIX, TENANT_PREFIX, execute, new_database
 from tests.documented import resolved, the_document
 from tests.live import LiveService
 
-TENANT = 7
+TENANT = 9  # not the one of the document's examples, who is erased
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
 
 # What JSON Schema cannot say of a value, so that one which fits its schema may still be a 400.
@@ -30,6 +33,8 @@ OPAQUE = {
     "cursor": "only those that a page gave are good",
     "url": "the address policy has the last word",
     "from": "a time, an event's id or a word; within reason",
+    "to": "the same",
+    "since": "the same",
     "data": "without NUL, without lone surrogates, without absurd depth",
     "events": "the same, in a batch",
     "schema": "any object fits, and not all are JSON Schema",
@@ -38,20 +43,6 @@ OPAQUE = {
     "id": "the same",
     "If-Match": "the generator gives up on its pattern and sends 0",
 }
-
-
-# What the ids in the document's examples are of: ep_7, rpl_7, export.done.
-THINGS = """
-    INSERT INTO hookjetty.tenants VALUES (7);
-    INSERT INTO hookjetty.endpoints (id, tenant_id, url, url_key, events, status, secret)
-    OVERRIDING SYSTEM VALUE
-    VALUES (7, 7, 'https://app.example.com/7', 'https://app.example.com/7', '{*}', 'active', '');
-    INSERT INTO hookjetty.replays
-        (id, tenant_id, endpoint_id, status, from_id, upto_id, cursor_id, finished_at)
-    OVERRIDING SYSTEM VALUE
-    VALUES (7, 7, 7, 'finished', 1, 2, 2, now());
-    INSERT INTO hookjetty.event_types (name, description) VALUES ('export.done', '');
-"""
 
 
 @pytest.fixture(scope="module")
@@ -63,16 +54,43 @@ def live(server_url: str, template: str) -> Iterator[LiveService]:
             "CREATE OR REPLACE FUNCTION hookjetty.count_hit(limit_key text, at_most integer,"
             " span interval) RETURNS double precision LANGUAGE sql AS 'SELECT NULL::float8'",
         )
-        execute(url, THINGS)
         with LiveService(url, ENDPOINTS_PER_TENANT="1000") as live:
             yield live
 
 
+@pytest.fixture(scope="module")
+def ids(live: LiveService) -> dict[str, list[int]]:
+    """Things that the tenant has, by the names that their ids have in paths and bodies."""
+    with AdminClient(live.url, live.admin_token) as admin:
+        for number in range(30):
+            admin.create_endpoint(TENANT, f"https://app.example.com/{number}")
+        admin.save_event_type("export.done")
+    with Client(live.url, live.tenant_token(TENANT)) as client:
+        for number in range(10):
+            client.publish("export.done", {"number": number})
+        for endpoint in itertools.islice(client.list_endpoints(), 10):
+            client.start_replay(endpoint["endpoint_id"], "2025-10-05T06:00:00Z")
+        client.start_bulk_retry(status="failed")
+    tables = {
+        "endpoint_id": "endpoints",
+        "event_id": "events",
+        "task_id": "tasks",
+        "replay_id": "replays",
+        "bulk_retry_id": "bulk_retries",
+    }
+    return {
+        name: [each for (each,) in execute(live.database_url, f"SELECT id FROM hookjetty.{table}")]
+        for name, table in tables.items()
+    }
+
+
 @pytest.mark.timeout(3600)
-def test_the_live_service_is_as_the_document_says(live: LiveService, tmp_path: Path):
+def test_the_live_service_is_as_the_document_says(
+    live: LiveService, ids: dict[str, list[int]], tmp_path: Path
+):
     tokens = {TENANT_PREFIX: live.tenant_token(TENANT), ADMIN_PREFIX: live.admin_token}
     config = tmp_path / "schemathesis.toml"
-    config.write_text(configuration(tokens))
+    config.write_text(configuration(tokens, ids))
     command = [str(Path(sys.executable).with_name("schemathesis")), "--config-file", str(config)]
     command += ["run", f"{live.url}/openapi.json", "--no-color", f"--report-dir={tmp_path}"]
     if not EXAMPLES:  # the same ones every time, and soon
@@ -85,10 +103,12 @@ def test_the_live_service_is_as_the_document_says(live: LiveService, tmp_path: P
         command, cwd=tmp_path, env=live.environ, capture_output=True, text=True, check=False
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr + live.log()[-5000:]
+    if "FUZZ_EXAMPLES" in os.environ:
+        sys.stdout.write(ran.stdout)
 
 
-def configuration(tokens: dict[str, str]) -> str:
-    """schemathesis.toml: each surface's token, and what is not held against an operation."""
+def configuration(tokens: dict[str, str], ids: dict[str, list[int]]) -> str:
+    """schemathesis.toml: each surface's token, ids, and what is not held against an operation."""
     lines = [
         "workers = 1",
         "continue-on-failure = true",
@@ -96,6 +116,20 @@ def configuration(tokens: dict[str, str]) -> str:
         "[generation]",
         'database = "none"',
     ]
+    # Mostly things that there are; at times also others.
+    for name, numbers in ids.items():
+        prefix = PREFIX_OF[name]
+        lines += [f"[dictionaries.{name}]", f"values = {[f'{prefix}_{each}' for each in numbers]}"]
+    lines += [
+        "[dictionaries.id]",
+        f"values = {ids['endpoint_id'] + ids['task_id']}",
+        "[parameters]",
+    ]
+    for name in ids:
+        for place in ("path", "query", "body"):
+            lines.append(f'"{place}.{name}" = {{ dictionary = "{name}", probability = 0.8 }}')
+    lines.append('"body.id" = { dictionary = "id", probability = 0.8 }')
+
     paths = the_document()["paths"]
     for prefix, token in tokens.items():
         lines += _table(
