@@ -29,9 +29,10 @@ from hypothesis.stateful import (
 )
 from structlog.testing import capture_logs
 
+from app import tasks
 from app.db import db
 from app.errors import Error
-from app.models import WELL, Endpoint, Task
+from app.models import WELL, Endpoint
 from dispatcher import claim as claims
 from dispatcher import holds, jobs
 from dispatcher.claim import Claimed
@@ -239,10 +240,10 @@ class Deliveries(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 1000))
     def a_person_retries(self, which):
-        tasks = [row[0] for row in query("SELECT id FROM hookjetty.tasks ORDER BY id")]
-        task_id = tasks[which % len(tasks)]
+        ids = [row[0] for row in query("SELECT id FROM hookjetty.tasks ORDER BY id")]
+        task_id = ids[which % len(ids)]
         try:
-            Task.retry(task_id)
+            tasks.retry(task_id)
         except Error:
             return  # it is under way
         self.by_hand.add(task_id)

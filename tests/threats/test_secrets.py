@@ -136,6 +136,7 @@ def scenario(url: Callable[..., str]) -> Iterator[Step | Callable[[], None]]:
     yield Step("tenant", "GET", "/tasks/{task}", 200, shows=("query", "data"))
     yield Step("admin", "GET", "/tasks?tenant_id=7", 200, shows=("query",))
     yield Step("tenant", "POST", "/tasks/{task}/retry", 200, shows=("query",))
+    yield _all_done
     yield Step("tenant", "POST", "/tasks/{task}/cancel", 409)
     replay = {"endpoint_id": "{mine}", "from": "2025-10-05T06:00:00Z"}
     yield Step("tenant", "POST", "/replay", 202, replay, saves={"replay": "replay_id"})
