@@ -415,7 +415,7 @@ def erase_answers(event: Event) -> bool:
     if leases:
         db.execute_sql(
             """
-            INSERT INTO hookjetty.erasures (event_id, tenant_id, again_at)
+            INSERT INTO hookjetty.event_erasures (event_id, tenant_id, again_at)
             VALUES (%s, %s, greatest(%s, now()) + interval '1 min')
             ON CONFLICT (event_id) DO UPDATE SET again_at = excluded.again_at
             """,

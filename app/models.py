@@ -359,7 +359,7 @@ class Event(Table):
         return Task.of_event(self).limit(MOST_TASKS_SHOWN)
 
 
-class Erasure(Table):
+class EventErasure(Table):
     """An event whose data was erased while tasks of it were under way."""
 
     event_id = BigIntegerField(primary_key=True)
@@ -367,7 +367,7 @@ class Erasure(Table):
     again_at = DateTimeTZField()
 
     class Meta:
-        table_name = "erasures"
+        table_name = "event_erasures"
 
 
 class EventType(Table):
