@@ -132,7 +132,8 @@ first time for {HOURS_KEPT} hours, with `Idempotent-Replayed: true`, and its wor
 write, it makes sure that nobody else's change came in between: a 409 otherwise.
 
 **Limits** are counted for each tenant, over all processes, before the work. What is beyond them is
-a 429 with `Retry-After` in seconds. Admins and operators are not limited.
+a 429 with `Retry-After` in seconds. The limits that are said with the operations are everybody's;
+an admin may give a tenant others. Admins and operators are not limited.
 
 **Lists** are pages. `next_cursor` of one page, as `cursor`, asks for the next; so does the URL in
 the header `Link` with `rel="next"`. The last page has neither.
@@ -187,7 +188,8 @@ PARAMETERS: dict[str, Any] = {
         "in": "header",
         "description": (
             "Makes this write idempotent: sent again with the same body, it is answered as the"
-            f" first time for {HOURS_KEPT} hours; with another body it is a 409."
+            f" first time for {HOURS_KEPT} hours; with another body it is a 409. `Idempotency-Key`"
+            " is another name for this header."
         ),
         "schema": _REQUEST_ID,
     },
