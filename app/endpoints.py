@@ -25,6 +25,7 @@ from app.models import (
     rfc3339,
     wake,
 )
+from app.pages import Page, page
 from app.publish import TestSent, publish_test
 from app.settings import Settings
 from app.signing import UnreadableSecret, Vault, generate_secret, is_same_secret
@@ -359,6 +360,12 @@ def delete(tenant_id: int, endpoint_id: int, if_match: IfMatch = None) -> Endpoi
     """Delete a tenant's endpoint (``Endpoint.delete_of``)."""
     with db.atomic():
         return Endpoint.delete_of(Endpoint.get_to_change(tenant_id, endpoint_id, if_match))
+
+
+def page_of_endpoints(tenant_id: int, *, limit: int, cursor: str | None = None) -> Page:
+    """A tenant's endpoints, the oldest first."""
+    query = Endpoint.of(tenant_id)
+    return page(query, Endpoint.id, limit=limit, cursor=cursor, of=("endpoints", tenant_id))
 
 
 def await_consent(endpoint: Endpoint, seconds: float = HANDSHAKE_WAIT_SECONDS) -> Endpoint:

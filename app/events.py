@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 from app import errors
 from app.db import db, note_cluster
 from app.explain import why_endpoint, why_no_task
-from app.models import Endpoint, Event, Task, id_at, id_time, keys_of
-from app.pages import Page, cursor_at, position_in
+from app.models import LARGEST_ID, Endpoint, Event, Task, id_at, id_time, keys_of
+from app.pages import Page, cursor_at, cursor_behind, last_id_in, position_in
 from app.publish import NewEvent, check
 
 LOOKED_AT = 2000
@@ -26,8 +26,6 @@ MOST_FEED_BYTES = 4 * 1024 * 1024
 SLICE = 16
 # A person waits for the answer, which names each endpoint for each event.
 MOST_DRY_RUNS = 100
-
-_MOST = 2**63 - 1
 
 
 @dataclass(slots=True)
@@ -67,10 +65,9 @@ def page_of_events(
     even empty, and have a cursor: what is behind ``LOOKED_AT`` events was not looked at yet.
     """
     of = ("events", tenant_id, type_, key, since, until)
-    below = _MOST if until is None else id_at(until)
+    below = LARGEST_ID + 1 if until is None else id_at(until)
     if cursor is not None:
-        (last,) = struct.unpack(">q", position_in(cursor, of, size=8))
-        below = min(below, last)
+        below = min(below, last_id_in(cursor, of))
     looked_at = _LIST.format(one="" if key is None else _OF_KEY)
     narrow, pattern = _matching(type_)
     parameters = {
@@ -86,16 +83,18 @@ def page_of_events(
         parameters,
     ).fetchall()
     events = [Listed(*row) for row in rows]
+    next_cursor = None
     if len(events) > limit:
         events.pop()
-        last = events[-1].id
+        next_cursor = cursor_behind(events[-1].id, of)
     else:
         last, count = db.execute_sql(
             f"SELECT min(e.id), count(*) FROM ({looked_at}) e", parameters
         ).fetchone()
-        last = last if count == LOOKED_AT else None
+        if count == LOOKED_AT:
+            next_cursor = cursor_behind(last, of)
     _add_keys(events)
-    return Page(events, None if last is None else cursor_at(struct.pack(">q", last), of))
+    return Page(events, next_cursor)
 
 
 _LIST = f"""
@@ -194,7 +193,10 @@ def _generations() -> list[_Generation]:
         "SELECT generation, from_id, lead(from_id) OVER (ORDER BY generation)"
         " FROM hookjetty.clusters ORDER BY generation"
     ).fetchall()
-    return [_Generation(number, first, upto or _MOST, upto is None) for number, first, upto in rows]
+    return [
+        _Generation(number, first, upto or LARGEST_ID + 1, upto is None)
+        for number, first, upto in rows
+    ]
 
 
 def _read_position(

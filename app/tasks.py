@@ -21,6 +21,7 @@ from app.models import (
     rfc3339,
     wake,
 )
+from app.pages import Page, cursor_behind, last_id_in
 
 # One request looks at no more tasks than this, however few of them are wanted.
 MOST_LOOKED_AT = 10_000
@@ -118,6 +119,21 @@ class TaskFilter:
             )
             parameters["type"] = prefix
         return found, parameters
+
+
+def page_of_tasks(tenant_id: int, *, limit: int, cursor: str | None = None, **wanted: Any) -> Page:
+    """A tenant's tasks, the newest first; ``wanted`` are the fields of a ``TaskFilter``.
+
+    One request looks at no more than ``MOST_LOOKED_AT`` tasks. Where few of them are wanted,
+    a page may have fewer items than ``limit``, or none, and yet not be the last one.
+    """
+    narrowed = TaskFilter(**wanted)
+    of = ("tasks", tenant_id, *narrowed.storable().items())
+    below = {} if cursor is None else {"below": last_id_in(cursor, of)}
+    found = find(tenant_id, narrowed, limit=limit, **below)
+    items = list(Task.listed(Task.id.in_(found.ids))) if found.ids else []
+    more = found.more_below
+    return Page(items, None if more is None else cursor_behind(more, of))
 
 
 class Found(NamedTuple):

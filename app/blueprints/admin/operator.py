@@ -9,11 +9,11 @@ from marshmallow import fields
 from app.blueprints.admin.surface import an_admin, blueprint
 from app.blueprints.common import called_by, idempotent, link_to_next, service
 from app.models import OPERATOR, Endpoint
-from app.pages import page_of_tasks
 from app.schemas.admin import AdminEndpoint, AdminEndpointCreated, AdminTask
 from app.schemas.base import enveloped
 from app.schemas.fields import next_cursor
 from app.schemas.tenants import OperatorRegistration, OperatorTaskQuery
+from app.tasks import page_of_tasks
 
 blp = blueprint("operator", "Who hears of every tenant's operational events.")
 

@@ -9,7 +9,6 @@ from marshmallow import fields
 from app import tasks
 from app.blueprints.admin.surface import an_admin, blueprint
 from app.blueprints.common import called_by, idempotent, link_to_next
-from app.pages import page_of_tasks
 from app.schemas.admin import AdminTask, AdminTaskQuery, ById, JustId
 from app.schemas.base import enveloped
 from app.schemas.fields import next_cursor
@@ -33,7 +32,7 @@ def list_tasks(_owner: int, wanted: dict[str, Any]) -> Any:
 
     The newest first, each with its endpoint's URL.
     """
-    found = page_of_tasks(wanted.pop("tenant_id"), **wanted)
+    found = tasks.page_of_tasks(wanted.pop("tenant_id"), **wanted)
     return {"data": found.items, "next_cursor": found.next_cursor}, link_to_next(found.next_cursor)
 
 

@@ -12,7 +12,6 @@ from app import bulk_retries, tasks
 from app.blueprints.common import called_by, idempotent, link_to_next
 from app.blueprints.tenant.surface import a_reader, a_writer, blueprint
 from app.models import BulkRetry, Event, Task
-from app.pages import page_of_bulk_retries, page_of_tasks
 from app.ratelimit import Limits
 from app.schemas.base import PageQuery
 from app.schemas.fields import parse_id
@@ -72,7 +71,7 @@ def list_tasks(tenant_id: int, wanted: dict[str, Any]) -> Any:
     fewer tasks than `limit`, even none, and yet a `next_cursor`: one request looks at 10,000 tasks
     at most, however few of them are wanted.
     """
-    found = page_of_tasks(tenant_id, **wanted)
+    found = tasks.page_of_tasks(tenant_id, **wanted)
     return found, link_to_next(found.next_cursor)
 
 
@@ -193,7 +192,7 @@ def list_bulk_retries(tenant_id: int, wanted: dict[str, Any]) -> Any:
 
     The newest first.
     """
-    found = page_of_bulk_retries(tenant_id, **wanted)
+    found = bulk_retries.page_of_bulk_retries(tenant_id, **wanted)
     return found, link_to_next(found.next_cursor)
 
 
