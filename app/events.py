@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from app import errors
-from app.db import db, note_cluster
+from app.db import clock, db, note_cluster
 from app.explain import why_endpoint, why_no_task
 from app.models import LARGEST_ID, Endpoint, Event, Task, id_at, id_time, keys_of
 from app.pages import Page, cursor_at, cursor_behind, last_id_in, position_in
@@ -69,17 +69,16 @@ def page_of_events(
     if cursor is not None:
         below = min(below, last_id_in(cursor, of))
     looked_at = _LIST.format(one="" if key is None else _OF_KEY)
-    narrow, pattern = _matching(type_)
-    parameters = {
+    is_of_type, of_type = Event.type_condition(type_ or "*")
+    parameters = of_type | {
         "tenant": tenant_id,
         "below": below,
         "from": 0 if since is None else id_at(since),
         "key": key,
-        "pattern": pattern,
         "limit": limit + 1,
     }
     rows = db.execute_sql(
-        f"SELECT * FROM ({looked_at}) e WHERE {narrow} ORDER BY e.id DESC LIMIT %(limit)s",
+        f"SELECT * FROM ({looked_at}) e WHERE {is_of_type} ORDER BY e.id DESC LIMIT %(limit)s",
         parameters,
     ).fetchall()
     events = [Listed(*row) for row in rows]
@@ -107,16 +106,6 @@ _OF_KEY = """
     AND e.id = (SELECT k.event_id FROM hookjetty.event_keys k
                 WHERE k.tenant_id = %(tenant)s AND k.key = %(key)s)
 """
-
-
-def _matching(pattern: str | None) -> tuple[str, str | None]:
-    """The condition that an event's type matches, and its parameter."""
-    if pattern in (None, "*"):
-        return "true", None
-    assert pattern is not None
-    if pattern.endswith(".*"):
-        return "starts_with(e.type, %(pattern)s)", pattern[:-1]
-    return "e.type = %(pattern)s", pattern
 
 
 def _add_keys(events: Sequence[Listed]) -> None:
@@ -218,14 +207,13 @@ def _read_feed(
     tenant_id: int, generation: _Generation, position: _Position, limit: int, type_: str | None
 ) -> tuple[_Position, list[Listed], bool]:
     """One page of one generation: what was read with it, its events, and whether those are all."""
-    narrow, pattern = _matching(type_)
-    parameters = {
+    is_of_type, of_type = Event.type_condition(type_ or "*")
+    parameters = of_type | {
         "tenant": tenant_id,
         "xid": str(position.xid),
         "id": position.event_id,
         "from": generation.from_id,
         "upto": generation.upto_id,
-        "pattern": pattern,
         "limit": limit + 1,
     }
     # Of the past, all is committed. A position beyond the bound is one of a server that came back
@@ -237,7 +225,7 @@ def _read_feed(
         LEFT JOIN LATERAL (
             SELECT e.xid::text, e.id, e.type, e.fanout, e.is_erased
             FROM ({_FEED.format(bound=f"{bound}::xid8")}) e
-            WHERE NOT e.is_test AND {narrow}
+            WHERE NOT e.is_test AND {is_of_type}
             ORDER BY e.xid, e.id LIMIT %(limit)s) e ON true
         """,
         parameters,
@@ -318,7 +306,7 @@ def dry_run(tenant_id: int, events: Sequence[NewEvent]) -> list[list[WouldReceiv
 
     Refuses what publishing would refuse, by the same check, and stores nothing.
     """
-    (now,) = db.execute_sql("SELECT clock_timestamp()").fetchone()
+    now = clock()
     endpoints = list(Endpoint.of(tenant_id))
     return [_dry_run(tenant_id, event, endpoints, now) for event in events]
 

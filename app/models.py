@@ -348,6 +348,16 @@ class Event(Table):
         """Whether its data was erased."""
         return self.data is None
 
+    @staticmethod
+    def type_condition(pattern: str) -> tuple[str, dict[str, Any]]:
+        """That an event ``e`` is of a type (``export.done``, ``export.*``, ``*``), as SQL.
+
+        With the parameters of that.
+        """
+        prefix = pattern.removesuffix("*")
+        test = "e.type = %(type)s" if prefix == pattern else "starts_with(e.type, %(type)s)"
+        return test, {"type": prefix}
+
     @property
     def key(self) -> str | None:
         """The key that it was published with."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Self
 from peewee import Case, fn
 
 from app import deliveries, errors, explain
-from app.db import db
+from app.db import clock, db
 from app.models import (
     LARGEST_ID,
     Attempt,
@@ -111,13 +111,12 @@ class TaskFilter:
             found.append("t.attempt_id >= %(failed_since)s")
             parameters["failed_since"] = id_at(self.failed_since)
         if self.type is not None:
-            prefix = self.type.removesuffix("*")
-            test = "e.type = %(type)s" if prefix == self.type else "starts_with(e.type, %(type)s)"
+            is_of_type, of_type = Event.type_condition(self.type)
             found.append(
                 "EXISTS (SELECT FROM hookjetty.events e"
-                f" WHERE e.id = t.event_id AND {test} OFFSET 0)"
+                f" WHERE e.id = t.event_id AND {is_of_type} OFFSET 0)"
             )
-            parameters["type"] = prefix
+            parameters |= of_type
         return found, parameters
 
 
@@ -358,7 +357,7 @@ def look_at(tenant_id: int, task_id: int) -> ShownTask:
         body = deliveries.event_body(event.id, event.type, data).decode()
         request = Request(deliveries.METHOD, endpoint.url_key, last.request_headers, body)
     latest = last.attempt if last else None
-    why = explain.why_task(task, endpoint, event, latest, _now())
+    why = explain.why_task(task, endpoint, event, latest, clock())
     return ShownTask(task, why, request, attempts)
 
 
@@ -368,11 +367,6 @@ def _headers(task: Task, attempt: Attempt) -> dict[str, str] | None:
     return deliveries.shown_headers(
         task.event_id, attempt.number, task.replay_id, attempt.started_at
     )
-
-
-def _now() -> datetime:
-    moment: datetime = db.execute_sql("SELECT clock_timestamp()").fetchone()[0]
-    return moment
 
 
 class TaskReason(NamedTuple):
@@ -400,7 +394,7 @@ def why_of_event(event: Event) -> list[EndpointReason]:
 
     What decides comes first: a task that was delivered, else the newest.
     """
-    now = _now()
+    now = clock()
     tasks = list(event.tasks)
     last = {
         attempt.id: attempt
