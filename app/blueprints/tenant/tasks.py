@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from flask import jsonify, request
+from flask import request
 
 from app import bulk_retries, tasks
-from app.blueprints.common import called_by, idempotent, link_to_next
+from app.blueprints.common import called_by, idempotent, link_to_next, or_dry_run
 from app.blueprints.tenant.surface import a_reader, a_writer, blueprint
 from app.models import BulkRetry, Event, Task
 from app.ratelimit import Limits
@@ -44,20 +43,8 @@ def _unless_dry_run(limits: Limits, tenant_id: int) -> None:
         limits.replay(tenant_id)
 
 
-def _or_dry_run(view: Callable[..., Any]) -> Callable[..., Any]:
-    """Answer how many tasks it would be, before anything is stored about the request.
-
-    An X-Request-Id is for what is done: it would answer the retry after a dry run, too.
-    """
-
-    @wraps(view)
-    def wrapper(tenant_id: int, wanted: dict[str, Any], how: dict[str, Any]) -> Any:
-        narrowed = TaskFilter(**wanted)
-        if how["dry_run"]:
-            return jsonify(_COUNT.dump(bulk_retries.count(tenant_id, narrowed)))
-        return view(tenant_id, narrowed)
-
-    return wrapper
+def _would_be_retried(tenant_id: int, wanted: TaskFilter) -> Any:
+    return _COUNT.dump(bulk_retries.count(tenant_id, wanted))
 
 
 @blp.route("/tasks", methods=["GET"])
@@ -150,7 +137,7 @@ def get_why(tenant_id: int, event_id: str) -> Any:
 @called_by(a_writer, Limits.request, _unless_dry_run)
 @blp.arguments(BulkRetryRequest())
 @blp.arguments(HowToRetry(), location="query")
-@_or_dry_run
+@or_dry_run(_would_be_retried)
 @idempotent()
 @blp.response(202, BulkRetryStarted())
 @blp.alt_response(200, schema=BulkRetryCount(), success=True)
