@@ -1,7 +1,7 @@
 """A tenant's events: the list, the feed, who would get one and why, and erasing one's data.
 
 Nothing here reads more the longer the history is. A filter that hardly anything passes ends a page
-once ``LOOKED_AT`` events were looked at, however few of them passed.
+once ``MOST_LOOKED_AT`` events were looked at, however few of them passed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from app.models import LARGEST_ID, Endpoint, Event, Task, id_at, id_time, keys_o
 from app.pages import Page, cursor_at, cursor_behind, last_id_in, position_in
 from app.publish import NewEvent, check
 
-LOOKED_AT = 2000
+MOST_LOOKED_AT = 2000
 # A page of the feed has at least one event, and no more data than this.
 MOST_FEED_BYTES = 4 * 1024 * 1024
 # Data is read for so many of its events at a time.
@@ -62,7 +62,7 @@ def page_of_events(
     """A tenant's events, the newest first, narrowed by what is given.
 
     ``type_`` is a type or a pattern; ``since`` is included, ``until`` is not. A page may be short,
-    even empty, and have a cursor: what is behind ``LOOKED_AT`` events was not looked at yet.
+    even empty, and have a cursor: what is behind ``MOST_LOOKED_AT`` events was not looked at yet.
     """
     of = ("events", tenant_id, type_, key, since, until)
     below = LARGEST_ID + 1 if until is None else id_at(until)
@@ -90,7 +90,7 @@ def page_of_events(
         last, count = db.execute_sql(
             f"SELECT min(e.id), count(*) FROM ({looked_at}) e", parameters
         ).fetchone()
-        if count == LOOKED_AT:
+        if count == MOST_LOOKED_AT:
             next_cursor = cursor_behind(last, of)
     _add_keys(events)
     return Page(events, next_cursor)
@@ -100,7 +100,7 @@ _LIST = f"""
     SELECT e.id, e.type, e.fanout, e.data IS NULL, e.endpoint_id IS NOT NULL
     FROM hookjetty.events e
     WHERE e.tenant_id = %(tenant)s AND e.id < %(below)s AND e.id >= %(from)s {{one}}
-    ORDER BY e.id DESC LIMIT {LOOKED_AT}
+    ORDER BY e.id DESC LIMIT {MOST_LOOKED_AT}
 """
 _OF_KEY = """
     AND e.id = (SELECT k.event_id FROM hookjetty.event_keys k
@@ -247,7 +247,7 @@ def _read_feed(
         """,
         parameters,
     ).fetchone()
-    at_end = count < LOOKED_AT
+    at_end = count < MOST_LOOKED_AT
     last = (ends_at, 0) if at_end else (int(last_xid), last_id)
     return _Position(generation.number, *last), [event for _, event in page], at_end
 
@@ -259,7 +259,7 @@ _FEED = f"""
     FROM hookjetty.events e
     WHERE e.tenant_id = %(tenant)s AND (e.xid, e.id) > (%(xid)s::xid8, %(id)s)
       AND e.xid < {{bound}} AND e.id >= %(from)s AND e.id < %(upto)s
-    ORDER BY e.xid, e.id LIMIT {LOOKED_AT}
+    ORDER BY e.xid, e.id LIMIT {MOST_LOOKED_AT}
 """
 
 

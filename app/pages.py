@@ -15,7 +15,7 @@ _ID_BYTES = 8
 _MARK_BYTES = 8
 
 # At most so many items are looked at for a page of those that no index tells apart.
-MOST_READ = 5_000
+MOST_LOOKED_AT = 5_000
 
 
 class Page(NamedTuple):
@@ -59,12 +59,12 @@ def sparse_page(
 ) -> Page:
     """The same, newest first, of those items of an indexed query that fulfil ``narrowed`` as well.
 
-    They may be few and far between, so only the next ``MOST_READ`` items are looked at. A page can
-    then be short, or empty, although there is more: its ``next_cursor`` says so.
+    They may be few and far between, so only the next ``MOST_LOOKED_AT`` items are looked at. A page
+    can then be short, or empty, although there is more: its ``next_cursor`` says so.
     """
     if cursor is not None:
         query = query.where(key < last_id_in(cursor, of))
-    last_read = query.select(key).offset(MOST_READ - 1).limit(1).scalar() if narrowed else None
+    last_read = query.select(key).offset(MOST_LOOKED_AT - 1).limit(1).scalar() if narrowed else None
     if last_read is not None:
         query = query.where(key >= last_read)
     for each in narrowed:
