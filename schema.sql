@@ -229,7 +229,7 @@ CREATE INDEX IF NOT EXISTS event_keys_by_event ON hookjetty.event_keys (event_id
 
 -- Events whose data was erased while some of their tasks were under way: what is recorded of those
 -- attempts is erased as well, once their leases have ended.
-CREATE TABLE IF NOT EXISTS hookjetty.erasures (
+CREATE TABLE IF NOT EXISTS hookjetty.event_erasures (
     event_id   bigint PRIMARY KEY,
     tenant_id  bigint NOT NULL,
     again_at   timestamptz NOT NULL

@@ -16,6 +16,7 @@ from peewee import fn
 from app import errors, replays
 from app.db import db
 from app.models import BulkRetry, Endpoint, id_time, wake
+from app.pages import Page, page
 from app.tasks import TaskFilter
 
 RETRIED_STATUSES = ("failed", "canceled")
@@ -118,6 +119,13 @@ def cancel(tenant_id: int, bulk_retry_id: int) -> BulkRetry:
     if bulk_retry.status == "finished":
         raise errors.conflict(f"bulk retry blk_{bulk_retry_id} has finished already")
     return bulk_retry
+
+
+def page_of_bulk_retries(tenant_id: int, *, limit: int, cursor: str | None = None) -> Page:
+    """A tenant's bulk retries, the newest first."""
+    query = BulkRetry.of(tenant_id)
+    of = ("bulk retries", tenant_id)
+    return page(query, BulkRetry.id, limit=limit, cursor=cursor, of=of, newest_first=True)
 
 
 def _retriable(tenant_id: int, wanted: TaskFilter) -> TaskFilter:

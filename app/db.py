@@ -13,6 +13,7 @@ import select
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -154,6 +155,12 @@ def retrying(work: Callable[[], Result], attempts: int = 5) -> Result:
             if not is_conflict(error) or attempt == attempts - 1:
                 raise
     raise AssertionError("unreachable")
+
+
+def clock() -> datetime:
+    """The moment, by the database's clock: the one that all processes go by."""
+    moment: datetime = db.execute_sql("SELECT clock_timestamp()").fetchone()[0]
+    return moment
 
 
 class Statement:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from peewee import PeeweeException, fn
 
 from app import errors
-from app.db import db, hold_secret_key, is_away
+from app.db import clock, db, hold_secret_key, is_away
 from app.destinations import Policy, Refused
 from app.models import (
     WELL,
@@ -25,6 +25,7 @@ from app.models import (
     rfc3339,
     wake,
 )
+from app.pages import Page, page
 from app.publish import TestSent, publish_test
 from app.settings import Settings
 from app.signing import UnreadableSecret, Vault, generate_secret, is_same_secret
@@ -173,7 +174,7 @@ class Registry:
             raise errors.conflict(
                 f"the secret of endpoint ep_{endpoint_id} cannot be read any more; rotate it"
             ) from None
-        return Revealed(endpoint, secret, _previous_until(endpoint, _now()))
+        return Revealed(endpoint, secret, _previous_until(endpoint, clock()))
 
     def rotate(
         self,
@@ -191,7 +192,7 @@ class Registry:
         generated = None if secret is not None else generate_secret()
         with db.atomic():
             endpoint = Endpoint.get_to_change(tenant_id, endpoint_id, if_match)
-            now = _now()
+            now = clock()
             columns = self._rotation(endpoint, generated or secret or "", now, overlap)
             if columns:
                 if endpoint.status == "pending":
@@ -361,6 +362,12 @@ def delete(tenant_id: int, endpoint_id: int, if_match: IfMatch = None) -> Endpoi
         return Endpoint.delete_of(Endpoint.get_to_change(tenant_id, endpoint_id, if_match))
 
 
+def page_of_endpoints(tenant_id: int, *, limit: int, cursor: str | None = None) -> Page:
+    """A tenant's endpoints, the oldest first."""
+    query = Endpoint.of(tenant_id)
+    return page(query, Endpoint.id, limit=limit, cursor=cursor, of=("endpoints", tenant_id))
+
+
 def await_consent(endpoint: Endpoint, seconds: float = HANDSHAKE_WAIT_SECONDS) -> Endpoint:
     """The endpoint once its receiver has answered well or badly, or as it is after ``seconds``.
 
@@ -403,11 +410,6 @@ def _previous_until(endpoint: Endpoint, now: datetime) -> datetime | None:
     """Until when an earlier secret signs as well; None if none does."""
     ends = [datetime.fromisoformat(old["until"]) for old in endpoint.retired_secrets]
     return max((until for until in ends if until > now), default=None)
-
-
-def _now() -> datetime:
-    now: datetime = db.execute_sql("SELECT clock_timestamp()").fetchone()[0]
-    return now
 
 
 def _selected(tenant_id: int, endpoint_id: int | None, url_key: str | None) -> Endpoint | None:

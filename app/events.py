@@ -1,7 +1,7 @@
 """A tenant's events: the list, the feed, who would get one and why, and erasing one's data.
 
 Nothing here reads more the longer the history is. A filter that hardly anything passes ends a page
-once ``LOOKED_AT`` events were looked at, however few of them passed.
+once ``MOST_LOOKED_AT`` events were looked at, however few of them passed.
 """
 
 from __future__ import annotations
@@ -13,21 +13,19 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from app import errors
-from app.db import db, note_cluster
+from app.db import clock, db, note_cluster
 from app.explain import why_endpoint, why_no_task
-from app.models import Endpoint, Event, Task, id_at, id_time, keys_of
-from app.pages import Page, cursor_at, position_in
+from app.models import LARGEST_ID, Endpoint, Event, Task, id_at, id_time, keys_of
+from app.pages import Page, cursor_at, cursor_behind, last_id_in, position_in
 from app.publish import NewEvent, check
 
-LOOKED_AT = 2000
+MOST_LOOKED_AT = 2000
 # A page of the feed has at least one event, and no more data than this.
 MOST_FEED_BYTES = 4 * 1024 * 1024
 # Data is read for so many of its events at a time.
 SLICE = 16
 # A person waits for the answer, which names each endpoint for each event.
 MOST_DRY_RUNS = 100
-
-_MOST = 2**63 - 1
 
 
 @dataclass(slots=True)
@@ -64,60 +62,50 @@ def page_of_events(
     """A tenant's events, the newest first, narrowed by what is given.
 
     ``type_`` is a type or a pattern; ``since`` is included, ``until`` is not. A page may be short,
-    even empty, and have a cursor: what is behind ``LOOKED_AT`` events was not looked at yet.
+    even empty, and have a cursor: what is behind ``MOST_LOOKED_AT`` events was not looked at yet.
     """
     of = ("events", tenant_id, type_, key, since, until)
-    below = _MOST if until is None else id_at(until)
+    below = LARGEST_ID + 1 if until is None else id_at(until)
     if cursor is not None:
-        (last,) = struct.unpack(">q", position_in(cursor, of, size=8))
-        below = min(below, last)
+        below = min(below, last_id_in(cursor, of))
     looked_at = _LIST.format(one="" if key is None else _OF_KEY)
-    narrow, pattern = _matching(type_)
-    parameters = {
+    is_of_type, of_type = Event.type_condition(type_ or "*")
+    parameters = of_type | {
         "tenant": tenant_id,
         "below": below,
         "from": 0 if since is None else id_at(since),
         "key": key,
-        "pattern": pattern,
         "limit": limit + 1,
     }
     rows = db.execute_sql(
-        f"SELECT * FROM ({looked_at}) e WHERE {narrow} ORDER BY e.id DESC LIMIT %(limit)s",
+        f"SELECT * FROM ({looked_at}) e WHERE {is_of_type} ORDER BY e.id DESC LIMIT %(limit)s",
         parameters,
     ).fetchall()
     events = [Listed(*row) for row in rows]
+    next_cursor = None
     if len(events) > limit:
         events.pop()
-        last = events[-1].id
+        next_cursor = cursor_behind(events[-1].id, of)
     else:
         last, count = db.execute_sql(
             f"SELECT min(e.id), count(*) FROM ({looked_at}) e", parameters
         ).fetchone()
-        last = last if count == LOOKED_AT else None
+        if count == MOST_LOOKED_AT:
+            next_cursor = cursor_behind(last, of)
     _add_keys(events)
-    return Page(events, None if last is None else cursor_at(struct.pack(">q", last), of))
+    return Page(events, next_cursor)
 
 
 _LIST = f"""
     SELECT e.id, e.type, e.fanout, e.data IS NULL, e.endpoint_id IS NOT NULL
     FROM hookjetty.events e
     WHERE e.tenant_id = %(tenant)s AND e.id < %(below)s AND e.id >= %(from)s {{one}}
-    ORDER BY e.id DESC LIMIT {LOOKED_AT}
+    ORDER BY e.id DESC LIMIT {MOST_LOOKED_AT}
 """
 _OF_KEY = """
     AND e.id = (SELECT k.event_id FROM hookjetty.event_keys k
                 WHERE k.tenant_id = %(tenant)s AND k.key = %(key)s)
 """
-
-
-def _matching(pattern: str | None) -> tuple[str, str | None]:
-    """The condition that an event's type matches, and its parameter."""
-    if pattern in (None, "*"):
-        return "true", None
-    assert pattern is not None
-    if pattern.endswith(".*"):
-        return "starts_with(e.type, %(pattern)s)", pattern[:-1]
-    return "e.type = %(pattern)s", pattern
 
 
 def _add_keys(events: Sequence[Listed]) -> None:
@@ -194,7 +182,10 @@ def _generations() -> list[_Generation]:
         "SELECT generation, from_id, lead(from_id) OVER (ORDER BY generation)"
         " FROM hookjetty.clusters ORDER BY generation"
     ).fetchall()
-    return [_Generation(number, first, upto or _MOST, upto is None) for number, first, upto in rows]
+    return [
+        _Generation(number, first, upto or LARGEST_ID + 1, upto is None)
+        for number, first, upto in rows
+    ]
 
 
 def _read_position(
@@ -216,14 +207,13 @@ def _read_feed(
     tenant_id: int, generation: _Generation, position: _Position, limit: int, type_: str | None
 ) -> tuple[_Position, list[Listed], bool]:
     """One page of one generation: what was read with it, its events, and whether those are all."""
-    narrow, pattern = _matching(type_)
-    parameters = {
+    is_of_type, of_type = Event.type_condition(type_ or "*")
+    parameters = of_type | {
         "tenant": tenant_id,
         "xid": str(position.xid),
         "id": position.event_id,
         "from": generation.from_id,
         "upto": generation.upto_id,
-        "pattern": pattern,
         "limit": limit + 1,
     }
     # Of the past, all is committed. A position beyond the bound is one of a server that came back
@@ -235,7 +225,7 @@ def _read_feed(
         LEFT JOIN LATERAL (
             SELECT e.xid::text, e.id, e.type, e.fanout, e.is_erased
             FROM ({_FEED.format(bound=f"{bound}::xid8")}) e
-            WHERE NOT e.is_test AND {narrow}
+            WHERE NOT e.is_test AND {is_of_type}
             ORDER BY e.xid, e.id LIMIT %(limit)s) e ON true
         """,
         parameters,
@@ -257,7 +247,7 @@ def _read_feed(
         """,
         parameters,
     ).fetchone()
-    at_end = count < LOOKED_AT
+    at_end = count < MOST_LOOKED_AT
     last = (ends_at, 0) if at_end else (int(last_xid), last_id)
     return _Position(generation.number, *last), [event for _, event in page], at_end
 
@@ -269,7 +259,7 @@ _FEED = f"""
     FROM hookjetty.events e
     WHERE e.tenant_id = %(tenant)s AND (e.xid, e.id) > (%(xid)s::xid8, %(id)s)
       AND e.xid < {{bound}} AND e.id >= %(from)s AND e.id < %(upto)s
-    ORDER BY e.xid, e.id LIMIT {LOOKED_AT}
+    ORDER BY e.xid, e.id LIMIT {MOST_LOOKED_AT}
 """
 
 
@@ -316,7 +306,7 @@ def dry_run(tenant_id: int, events: Sequence[NewEvent]) -> list[list[WouldReceiv
 
     Refuses what publishing would refuse, by the same check, and stores nothing.
     """
-    (now,) = db.execute_sql("SELECT clock_timestamp()").fetchone()
+    now = clock()
     endpoints = list(Endpoint.of(tenant_id))
     return [_dry_run(tenant_id, event, endpoints, now) for event in events]
 
@@ -415,7 +405,7 @@ def erase_answers(event: Event) -> bool:
     if leases:
         db.execute_sql(
             """
-            INSERT INTO hookjetty.erasures (event_id, tenant_id, again_at)
+            INSERT INTO hookjetty.event_erasures (event_id, tenant_id, again_at)
             VALUES (%s, %s, greatest(%s, now()) + interval '1 min')
             ON CONFLICT (event_id) DO UPDATE SET again_at = excluded.again_at
             """,

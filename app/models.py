@@ -352,6 +352,16 @@ class Event(Table):
         """Whether its data was erased."""
         return self.data is None
 
+    @staticmethod
+    def type_condition(pattern: str) -> tuple[str, dict[str, Any]]:
+        """That an event ``e`` is of a type (``export.done``, ``export.*``, ``*``), as SQL.
+
+        With the parameters of that.
+        """
+        prefix = pattern.removesuffix("*")
+        test = "e.type = %(type)s" if prefix == pattern else "starts_with(e.type, %(type)s)"
+        return test, {"type": prefix}
+
     @property
     def key(self) -> str | None:
         """The key that it was published with."""
@@ -363,7 +373,7 @@ class Event(Table):
         return Task.of_event(self).limit(MOST_TASKS_SHOWN)
 
 
-class Erasure(Table):
+class EventErasure(Table):
     """An event whose data was erased while tasks of it were under way."""
 
     event_id = BigIntegerField(primary_key=True)
@@ -371,7 +381,7 @@ class Erasure(Table):
     again_at = DateTimeTZField()
 
     class Meta:
-        table_name = "erasures"
+        table_name = "event_erasures"
 
 
 class EventType(Table):

@@ -10,14 +10,12 @@ from typing import Any, NamedTuple
 from peewee import Expression, Field, ModelSelect
 
 from app import errors
-from app.models import BulkRetry, Endpoint, Replay, Task
-from app.tasks import TaskFilter, find
 
 _ID_BYTES = 8
 _MARK_BYTES = 8
 
 # At most so many items are looked at for a page of those that no index tells apart.
-MOST_READ = 5_000
+MOST_LOOKED_AT = 5_000
 
 
 class Page(NamedTuple):
@@ -25,52 +23,6 @@ class Page(NamedTuple):
 
     items: list[Any]
     next_cursor: str | None
-
-
-def page_of_endpoints(tenant_id: int, *, limit: int, cursor: str | None = None) -> Page:
-    """A tenant's endpoints, the oldest first."""
-    query = Endpoint.of(tenant_id)
-    return page(query, Endpoint.id, limit=limit, cursor=cursor, of=("endpoints", tenant_id))
-
-
-def page_of_tasks(tenant_id: int, *, limit: int, cursor: str | None = None, **wanted: Any) -> Page:
-    """A tenant's tasks, the newest first; ``wanted`` are the fields of a ``TaskFilter``.
-
-    One request looks at no more than ``tasks.MOST_LOOKED_AT`` tasks. Where few of them are wanted,
-    a page may have fewer items than ``limit``, or none, and yet not be the last one.
-    """
-    narrowed = TaskFilter(**wanted)
-    of = ("tasks", tenant_id, *narrowed.storable().items())
-    below = {} if cursor is None else {"below": _position(cursor, of)}
-    found = find(tenant_id, narrowed, limit=limit, **below)
-    items = list(Task.listed(Task.id.in_(found.ids))) if found.ids else []
-    more = found.more_below
-    return Page(items, None if more is None else _cursor(more, of))
-
-
-def page_of_replays(
-    tenant_id: int,
-    *,
-    limit: int,
-    cursor: str | None = None,
-    endpoint_id: int | None = None,
-    status: str | None = None,
-) -> Page:
-    """A tenant's replays, the newest first; those of one endpoint or status if so wanted."""
-    query = Replay.of(tenant_id)
-    if endpoint_id is not None:
-        query = query.where(Replay.endpoint_id == endpoint_id)
-    if status is not None:
-        query = query.where(Replay.status == status)
-    of = ("replays", tenant_id, endpoint_id, status)
-    return page(query, Replay.id, limit=limit, cursor=cursor, of=of, newest_first=True)
-
-
-def page_of_bulk_retries(tenant_id: int, *, limit: int, cursor: str | None = None) -> Page:
-    """A tenant's bulk retries, the newest first."""
-    query = BulkRetry.of(tenant_id)
-    of = ("bulk retries", tenant_id)
-    return page(query, BulkRetry.id, limit=limit, cursor=cursor, of=of, newest_first=True)
 
 
 def page(
@@ -88,12 +40,12 @@ def page(
     an ``invalid_request`` for any other.
     """
     if cursor is not None:
-        last = _position(cursor, of)
+        last = last_id_in(cursor, of)
         query = query.where(key < last if newest_first else key > last)
     items = list(query.limit(limit + 1))
     if len(items) <= limit:
         return Page(items, None)
-    return Page(items[:limit], _cursor(items[limit - 1].id, of))
+    return Page(items[:limit], cursor_behind(items[limit - 1].id, of))
 
 
 def sparse_page(
@@ -107,20 +59,20 @@ def sparse_page(
 ) -> Page:
     """The same, newest first, of those items of an indexed query that fulfil ``narrowed`` as well.
 
-    They may be few and far between, so only the next ``MOST_READ`` items are looked at. A page can
-    then be short, or empty, although there is more: its ``next_cursor`` says so.
+    They may be few and far between, so only the next ``MOST_LOOKED_AT`` items are looked at. A page
+    can then be short, or empty, although there is more: its ``next_cursor`` says so.
     """
     if cursor is not None:
-        query = query.where(key < _position(cursor, of))
-    last_read = query.select(key).offset(MOST_READ - 1).limit(1).scalar() if narrowed else None
+        query = query.where(key < last_id_in(cursor, of))
+    last_read = query.select(key).offset(MOST_LOOKED_AT - 1).limit(1).scalar() if narrowed else None
     if last_read is not None:
         query = query.where(key >= last_read)
     for each in narrowed:
         query = query.where(each)
     items = list(query.limit(limit + 1))
     if len(items) > limit:
-        return Page(items[:limit], _cursor(items[limit - 1].id, of))
-    return Page(items, None if last_read is None else _cursor(last_read, of))
+        return Page(items[:limit], cursor_behind(items[limit - 1].id, of))
+    return Page(items, None if last_read is None else cursor_behind(last_read, of))
 
 
 def cursor_at(position: bytes, of: tuple[object, ...]) -> str:
@@ -151,16 +103,17 @@ def position_in(
     return position
 
 
-def _cursor(last_id: int, of: tuple[object, ...]) -> str:
+def cursor_behind(last_id: int, of: tuple[object, ...]) -> str:
+    """The cursor of a list that is ordered by id."""
     return cursor_at(last_id.to_bytes(_ID_BYTES, "big"), of)
 
 
-def _position(cursor: str, of: tuple[object, ...]) -> int:
-    """The id in a cursor.
+def last_id_in(cursor: str, of: tuple[object, ...]) -> int:
+    """The id in it.
 
-    >>> _position(_cursor(4711, ("tasks", 7)), ("tasks", 7))
+    >>> last_id_in(cursor_behind(4711, ("tasks", 7)), ("tasks", 7))
     4711
-    >>> _position(_cursor(4711, ("tasks", 7)), ("tasks", 8))
+    >>> last_id_in(cursor_behind(4711, ("tasks", 7)), ("tasks", 8))
     Traceback (most recent call last):
       ...
     app.errors.Error: cursor: is not one of this list; take next_cursor from its last page, with \

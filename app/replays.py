@@ -24,6 +24,7 @@ from app.models import (
     rfc3339,
     wake,
 )
+from app.pages import Page, page
 
 _EVENT = re.compile(r"evt_([1-9][0-9]{0,15})")
 
@@ -90,6 +91,24 @@ def cancel(tenant_id: int, replay_id: int) -> Replay:
     if replay.status == "finished":
         raise errors.conflict(f"replay rpl_{replay_id} has finished already")
     return replay
+
+
+def page_of_replays(
+    tenant_id: int,
+    *,
+    limit: int,
+    cursor: str | None = None,
+    endpoint_id: int | None = None,
+    status: str | None = None,
+) -> Page:
+    """A tenant's replays, the newest first; those of one endpoint or status if so wanted."""
+    query = Replay.of(tenant_id)
+    if endpoint_id is not None:
+        query = query.where(Replay.endpoint_id == endpoint_id)
+    if status is not None:
+        query = query.where(Replay.status == status)
+    of = ("replays", tenant_id, endpoint_id, status)
+    return page(query, Replay.id, limit=limit, cursor=cursor, of=of, newest_first=True)
 
 
 def _kept() -> tuple[int, int]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Self
 from peewee import Case, fn
 
 from app import deliveries, errors, explain
-from app.db import db
+from app.db import clock, db
 from app.models import (
     LARGEST_ID,
     Attempt,
@@ -21,6 +21,7 @@ from app.models import (
     rfc3339,
     wake,
 )
+from app.pages import Page, cursor_behind, last_id_in
 
 # One request looks at no more tasks than this, however few of them are wanted.
 MOST_LOOKED_AT = 10_000
@@ -114,14 +115,28 @@ class TaskFilter:
             found.append("t.attempt_id >= %(failed_since)s")
             parameters["failed_since"] = id_at(self.failed_since)
         if self.type is not None:
-            prefix = self.type.removesuffix("*")
-            test = "e.type = %(type)s" if prefix == self.type else "starts_with(e.type, %(type)s)"
+            is_of_type, of_type = Event.type_condition(self.type)
             found.append(
                 "EXISTS (SELECT FROM hookjetty.events e"
-                f" WHERE e.id = t.event_id AND {test} OFFSET 0)"
+                f" WHERE e.id = t.event_id AND {is_of_type} OFFSET 0)"
             )
-            parameters["type"] = prefix
+            parameters |= of_type
         return found, parameters
+
+
+def page_of_tasks(tenant_id: int, *, limit: int, cursor: str | None = None, **wanted: Any) -> Page:
+    """A tenant's tasks, the newest first; ``wanted`` are the fields of a ``TaskFilter``.
+
+    One request looks at no more than ``MOST_LOOKED_AT`` tasks. Where few of them are wanted,
+    a page may have fewer items than ``limit``, or none, and yet not be the last one.
+    """
+    narrowed = TaskFilter(**wanted)
+    of = ("tasks", tenant_id, *narrowed.storable().items())
+    below = {} if cursor is None else {"below": last_id_in(cursor, of)}
+    found = find(tenant_id, narrowed, limit=limit, **below)
+    items = list(Task.listed(Task.id.in_(found.ids))) if found.ids else []
+    more = found.more_below
+    return Page(items, None if more is None else cursor_behind(more, of))
 
 
 class Found(NamedTuple):
@@ -356,7 +371,7 @@ def look_at(tenant_id: int, task_id: int) -> ShownTask:
         body = deliveries.event_body(event.id, event.type, data).decode()
         request = Request(deliveries.METHOD, endpoint.url_key, last.request_headers, body)
     latest = last.attempt if last else None
-    why = explain.why_task(task, endpoint, event, latest, _now())
+    why = explain.why_task(task, endpoint, event, latest, clock())
     return ShownTask(task, why, request, attempts)
 
 
@@ -366,11 +381,6 @@ def _headers(task: Task, attempt: Attempt) -> dict[str, str] | None:
     return deliveries.shown_headers(
         task.event_id, attempt.number, task.replay_id, attempt.started_at
     )
-
-
-def _now() -> datetime:
-    moment: datetime = db.execute_sql("SELECT clock_timestamp()").fetchone()[0]
-    return moment
 
 
 class TaskReason(NamedTuple):
@@ -399,7 +409,7 @@ def why_of_event(event: Event) -> list[EndpointReason]:
     Of those that were deleted since and have no task of it, the latest ``MOST_DELETED_NAMED``.
     What decides comes first: a task that was delivered, else the newest.
     """
-    now = _now()
+    now = clock()
     tasks = list(event.tasks)
     last = {
         attempt.id: attempt

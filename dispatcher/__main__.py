@@ -147,7 +147,7 @@ def _scheduler(settings: Settings, heart: Heart, engine: Engine) -> BackgroundSc
     every(1, "bulk_retries", lambda: _feed(engine, jobs.bulk_retry_step))
     every(1, "settle", lambda: _feed(engine, jobs.settle_step))
     every(1, "tenant_erasures", lambda: jobs.until_done(tenant_erasures.step))
-    every(10, "erasures", lambda: jobs.until_done(jobs.erase_step))
+    every(10, "event_erasures", lambda: jobs.until_done(jobs.event_erasure_step))
     every(10, "sweep", lambda: jobs.until_done(jobs.sweep))
     every(
         600, "prune", lambda: jobs.until_done(lambda: jobs.prune_step(days, audit_days)), soon=False

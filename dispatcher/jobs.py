@@ -268,14 +268,14 @@ def _finish_bulk_retry(bulk_retry_id: int) -> None:
     )
 
 
-# -------------------------------------------------------------------------------------- erasures
+# -------------------------------------------------------------------------------- event erasures
 
 
-def erase_step() -> bool:
+def event_erasure_step() -> bool:
     """Erase what was recorded about one erased event's tasks that were under way."""
     with db.atomic():
         row = db.execute_sql(
-            "SELECT event_id, tenant_id FROM hookjetty.erasures WHERE again_at <= now()"
+            "SELECT event_id, tenant_id FROM hookjetty.event_erasures WHERE again_at <= now()"
             " ORDER BY again_at LIMIT 1 FOR UPDATE SKIP LOCKED"
         ).fetchone()
         if row is None:
@@ -283,7 +283,7 @@ def erase_step() -> bool:
         event_id, tenant_id = row
         event = Event.get_or_none(Event.id == event_id, Event.tenant_id == tenant_id)
         if event is None or events.erase_answers(event):
-            db.execute_sql("DELETE FROM hookjetty.erasures WHERE event_id = %s", (event_id,))
+            db.execute_sql("DELETE FROM hookjetty.event_erasures WHERE event_id = %s", (event_id,))
     return True
 
 

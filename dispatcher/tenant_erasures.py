@@ -276,7 +276,7 @@ def _parameters(erasure: Erasure) -> dict[str, Any]:
 # In this order: no key may lead to an event that is gone, no task to an endpoint.
 PARTS: Sequence[Callable[[Erasure], Step]] = (
     _rows("event_keys", "tenant_id = %(tenant)s AND event_id <= %(upto)s"),
-    _rows("erasures", "tenant_id = %(tenant)s AND event_id <= %(upto)s"),
+    _rows("event_erasures", "tenant_id = %(tenant)s AND event_id <= %(upto)s"),
     _rows("bulk_retries", "tenant_id = %(tenant)s AND created_at <= %(moment)s"),
     _tasks,
     _events,
@@ -302,6 +302,6 @@ PARTS: Sequence[Callable[[Erasure], Step]] = (
 )
 
 TABLES = (
-    "event_keys", "erasures", "bulk_retries", "tasks", "events", "attempts", "replays",
+    "event_keys", "event_erasures", "bulk_retries", "tasks", "events", "attempts", "replays",
     "idempotency_keys", "rate_limits", "audit", "endpoints", "tenants",
 )  # fmt: skip

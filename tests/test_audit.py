@@ -231,13 +231,13 @@ def test_it_is_a_keyset_newest_first(admin, many):
 def test_it_can_be_narrowed_whatever_one_page_may_read(
     admin, many, query, chosen, most_read, monkeypatch
 ):
-    monkeypatch.setattr(pages, "MOST_READ", most_read)
+    monkeypatch.setattr(pages, "MOST_LOOKED_AT", most_read)
     expected = [many[n] for n in range(300) if chosen(n)][::-1]
     assert walk(admin, f"limit=7&{query}")[0] == expected
 
 
 def test_what_is_rare_is_looked_for_a_bounded_way_at_a_time(admin, many, monkeypatch):
-    monkeypatch.setattr(pages, "MOST_READ", 50)
+    monkeypatch.setattr(pages, "MOST_LOOKED_AT", 50)
     answer = admin.get("/audit?action=rare")
     assert data_of(answer) == []
     assert answer.json["next_cursor"] is not None

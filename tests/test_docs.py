@@ -158,6 +158,23 @@ def test_the_architecture_page_names_files_that_exist():
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
+def test_the_source_tour_passes_every_module():
+    text = section((ROOT / "docs/architecture.md").read_text(), "## Source tour")
+    modules = [
+        path
+        for folder in ("app", "app/blueprints", "dispatcher", "hookjetty")
+        for path in (ROOT / folder).glob("*.py")
+        if path.name != "__init__.py"
+    ]
+    assert [path for path in modules if path.name not in text] == []
+
+
+def test_the_data_model_has_every_table():
+    schema = (ROOT / "schema.sql").read_text()
+    there = re.findall(r"^CREATE .*TABLE .*hookjetty\.(\w+)", schema, re.MULTILINE)
+    assert sorted(first_column(section(DATA_MODEL, "## Tables"))) == sorted(there)
+
+
 def test_the_poll_is_as_often_as_the_architecture_page_says():
     assert "polls every second" in (ROOT / "docs/architecture.md").read_text()
     assert POLL_SECONDS == 1.0

@@ -102,21 +102,23 @@ def test_a_task_under_way_ends_and_what_its_receiver_said_is_erased_later(owner,
     erase(owner, event_id)
     (task,) = task_rows()
     assert task["status"] == "delivering"
-    jobs.until_done(jobs.erase_step)  # not yet
+    jobs.until_done(jobs.event_erasure_step)  # not yet
     attempt_of(task)
-    db.execute_sql("UPDATE hookjetty.erasures SET again_at = now()")
-    jobs.until_done(jobs.erase_step)
+    db.execute_sql("UPDATE hookjetty.event_erasures SET again_at = now()")
+    jobs.until_done(jobs.event_erasure_step)
     assert SECRET not in everything(database)
     # Still under way, so once more; then it is over.
-    assert db.execute_sql("SELECT again_at > now() FROM hookjetty.erasures").fetchall() == [(True,)]
+    assert db.execute_sql("SELECT again_at > now() FROM hookjetty.event_erasures").fetchall() == [
+        (True,)
+    ]
     db.execute_sql(
         "UPDATE hookjetty.tasks SET status = 'retry', failure = 'timeout',"
         " next_try_at = now() + interval '1 h' WHERE id = %s",
         (claimed.task_id,),
     )
-    db.execute_sql("UPDATE hookjetty.erasures SET again_at = now()")
-    jobs.until_done(jobs.erase_step)
-    assert db.execute_sql("SELECT count(*) FROM hookjetty.erasures").fetchone() == (0,)
+    db.execute_sql("UPDATE hookjetty.event_erasures SET again_at = now()")
+    jobs.until_done(jobs.event_erasure_step)
+    assert db.execute_sql("SELECT count(*) FROM hookjetty.event_erasures").fetchone() == (0,)
     assert task_rows()[0]["status"] == "canceled"
 
 

@@ -106,7 +106,7 @@ def lives(app, admin, client, mint) -> None:
         attempt_what_is_due("http_5xx")
         publish(tenant)
         db.execute_sql(
-            "INSERT INTO hookjetty.erasures (event_id, tenant_id, again_at)"
+            "INSERT INTO hookjetty.event_erasures (event_id, tenant_id, again_at)"
             " SELECT min(id), tenant_id, now() FROM hookjetty.events WHERE tenant_id = %s"
             " GROUP BY tenant_id",
             (tenant,),

@@ -169,7 +169,7 @@ def test_a_cursor_is_for_its_list_alone(owner, stranger):
 
 def test_a_filter_that_hardly_anything_passes_reads_a_bounded_part(owner, monkeypatch):
     """Of each page; page by page all is found."""
-    monkeypatch.setattr(events, "LOOKED_AT", 10)
+    monkeypatch.setattr(events, "MOST_LOOKED_AT", 10)
     monkeypatch.setattr(events, "_LIST", events._LIST.replace("LIMIT 2000", "LIMIT 10"))
     wanted = [publish(type="rare")[0] for _ in range(2)]
     for _ in range(25):
@@ -182,7 +182,7 @@ def test_a_filter_that_hardly_anything_passes_reads_a_bounded_part(owner, monkey
 
 
 def test_a_page_reads_an_index_from_where_it_begins(owner):
-    """Ten pages down it costs what the first one does, and a rare type no more than LOOKED_AT."""
+    """Ten pages down it costs what the first one does, and a rare type is looked for in so many."""
     db.execute_sql(
         "INSERT INTO hookjetty.events (id, tenant_id, type, data, fanout)"
         " SELECT hookjetty.id_at(now()) + n, 7, 'frequent', '{}', 0 FROM generate_series(1, 9000) n"
@@ -194,7 +194,7 @@ def test_a_page_reads_an_index_from_where_it_begins(owner):
         f"EXPLAIN (ANALYZE, FORMAT JSON) SELECT * FROM ({looked_at}) e WHERE e.type = 'rare'",
         parameters,
     ).fetchone()[0]
-    assert most_rows_of_a_node(plan[0]["Plan"]) == events.LOOKED_AT
+    assert most_rows_of_a_node(plan[0]["Plan"]) == events.MOST_LOOKED_AT
 
 
 def test_a_test_event_is_marked(owner):

@@ -116,7 +116,7 @@ def test_test_events_are_not_in_it(owner):
 
 
 def test_it_may_be_narrowed_to_types_and_then_reads_a_bounded_part(owner, monkeypatch):
-    monkeypatch.setattr(events, "LOOKED_AT", 10)
+    monkeypatch.setattr(events, "MOST_LOOKED_AT", 10)
     monkeypatch.setattr(events, "_FEED", events._FEED.replace("LIMIT 2000", "LIMIT 10"))
     for _ in range(25):
         publish(type="frequent.x")

@@ -8,9 +8,10 @@ import pytest
 
 from app import tasks
 from app.db import db
+from app.endpoints import page_of_endpoints
 from app.errors import Error
 from app.models import TASK_STATUSES, Endpoint, id_at, id_time
-from app.pages import page_of_endpoints, page_of_tasks
+from app.tasks import page_of_tasks
 from tests.factories import make_endpoint, publish, task_rows
 
 

@@ -7,7 +7,7 @@ import pytest
 from app import tasks
 from app.db import db
 from app.models import rfc3339
-from app.pages import page_of_tasks
+from app.tasks import page_of_tasks
 from dispatcher import claim as claims
 from tests.factories import claim, make_endpoint, make_task, publish, task_rows
 from tests.test_tenant_api import answered, invalid

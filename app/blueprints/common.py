@@ -34,7 +34,7 @@ from urllib.parse import urlencode
 
 import flask_smorest
 import structlog
-from flask import Flask, Response, current_app, g, request
+from flask import Flask, Response, current_app, g, jsonify, request
 from marshmallow import Schema, ValidationError
 from webargs.flaskparser import FlaskParser
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
@@ -355,6 +355,26 @@ def idempotent(
 
         noted(once, idempotent=True)
         return once
+
+    return decorate
+
+
+def or_dry_run(answer: Callable[[int, Any], Any]) -> Callable[[View], View]:
+    """Answer a dry run in place of the view, and before anything is stored about the request.
+
+    An X-Request-Id is for what is done: it would answer the write after a dry run, too. So each dry
+    run is counted here: with an X-Request-Id, ``called_by`` leaves that to the write.
+    """
+
+    def decorate(view: View) -> View:
+        @wraps(view)
+        def wrapper(tenant_id: int, wanted: Any, how: Mapping[str, Any]) -> Any:
+            if how["dry_run"]:
+                g.count()
+                return jsonify(answer(tenant_id, wanted))
+            return view(tenant_id, wanted)
+
+        return wrapper
 
     return decorate
 

@@ -11,7 +11,7 @@ from typing import Any
 from marshmallow import EXCLUDE, RAISE, Schema, fields, post_dump
 
 from app import strictjson
-from app.schemas.fields import Limit, Text
+from app.schemas.fields import Limit, Text, next_cursor
 
 
 class Incoming(Schema):
@@ -88,3 +88,8 @@ def enveloped(name: str, data: fields.Field[Any], **beside: fields.Field[Any]) -
         "data": data,
     }
     return Outgoing.from_dict(envelope | beside, name=name)()
+
+
+def enveloped_page(name: str, item: Schema) -> Schema:
+    """The same around a page of a list."""
+    return enveloped(name, fields.List(fields.Nested(item)), next_cursor=next_cursor())

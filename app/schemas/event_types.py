@@ -7,9 +7,14 @@ from typing import Any
 from marshmallow import ValidationError, fields, validate
 
 from app.schemas.base import Body, Outgoing
-from app.schemas.fields import EventType, Text, Time, next_cursor, reworded
-
-MAX_DESCRIPTION_CHARACTERS = 500
+from app.schemas.fields import (
+    MAX_DESCRIPTION_CHARACTERS,
+    EventType,
+    Text,
+    Time,
+    next_cursor,
+    reworded,
+)
 
 
 class AnyObject(fields.Dict):

@@ -14,11 +14,11 @@ from typing import Any
 from marshmallow import ValidationError, fields, missing, validate
 
 from app import errors
+from app.destinations import MAX_URL_CHARACTERS
 from app.models import LARGEST_ID, read_time, rfc3339
 from app.publish import MAX_DATA_BYTES
 from hookjetty.verify import secret_bytes
 
-MAX_URL_CHARACTERS = 2048
 MAX_DESCRIPTION_CHARACTERS = 500
 MAX_METADATA = 50
 MAX_METADATA_NAME_CHARACTERS = 40

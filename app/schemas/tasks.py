@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from marshmallow import ValidationError, fields, validates_schema
+from marshmallow import ValidationError, fields, post_load, validates_schema
 
 from app.bulk_retries import RETRIED_STATUSES
 from app.models import ENDPOINT_STATUSES, FAILURES, TASK_STATUSES, WALK_STATUSES
 from app.schemas.base import Body, Incoming, Outgoing, PageQuery, Query
 from app.schemas.fields import Flag, Moment, Pattern, PrefixedId, Text, Time, next_cursor, one_of
-from app.tasks import CODE_CLASSES
+from app.tasks import CODE_CLASSES, TaskFilter
 
 
 class _EventTypes(Pattern):
@@ -80,6 +80,10 @@ class BulkRetryRequest(_Narrowed, Body):
         RETRIED_STATUSES,
         metadata={"description": "`failed` when absent.", "example": "failed"},
     )
+
+    @post_load
+    def _as_filter(self, loaded: dict[str, Any], **_kwargs: Any) -> TaskFilter:
+        return TaskFilter(**loaded)
 
 
 class HowToRetry(Query):

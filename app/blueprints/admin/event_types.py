@@ -7,16 +7,16 @@ from typing import Any
 from marshmallow import fields
 
 from app import errors, event_types
-from app.blueprints.admin.surface import an_admin, blueprint
-from app.blueprints.common import called_by, idempotent, link_to_next, may_answer
-from app.schemas.base import PageQuery, enveloped
+from app.blueprints.admin.surface import an_admin, blueprint, paged
+from app.blueprints.common import called_by, idempotent, may_answer
+from app.schemas.base import PageQuery, enveloped, enveloped_page
 from app.schemas.event_types import (
     EventTypeDetail,
     EventTypeItem,
     EventTypeName,
     EventTypeToSave,
 )
-from app.schemas.fields import is_event_type, next_cursor
+from app.schemas.fields import is_event_type
 
 blp = blueprint("event_types", "What the platform's events mean.")
 
@@ -27,21 +27,14 @@ _SAVED = enveloped("EventTypeSaved", fields.Nested(EventTypeDetail()))
 @blp.route("/event-types", methods=["GET"])
 @called_by(an_admin)
 @blp.arguments(PageQuery(), location="query")
-@blp.response(
-    200,
-    enveloped(
-        "EventTypes",
-        fields.List(fields.Nested(EventTypeItem())),
-        next_cursor=next_cursor(),
-    ),
-)
+@blp.response(200, enveloped_page("EventTypes", EventTypeItem()))
 def list_event_types(_owner: int, wanted: dict[str, Any]) -> Any:
     """List the catalogue of event types
 
     By name, without their schemas and examples.
     """
     found = event_types.page_of_event_types(**wanted)
-    return {"data": found.items, "next_cursor": found.next_cursor}, link_to_next(found.next_cursor)
+    return paged(found)
 
 
 @blp.route("/event-types/<name>", methods=["GET"])

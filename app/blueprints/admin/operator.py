@@ -6,14 +6,13 @@ from typing import Any
 
 from marshmallow import fields
 
-from app.blueprints.admin.surface import an_admin, blueprint
-from app.blueprints.common import called_by, idempotent, link_to_next, service
+from app.blueprints.admin.surface import an_admin, blueprint, paged
+from app.blueprints.common import called_by, idempotent, service
 from app.models import OPERATOR, Endpoint
-from app.pages import page_of_tasks
 from app.schemas.admin import AdminEndpoint, AdminEndpointCreated, AdminTask
-from app.schemas.base import enveloped
-from app.schemas.fields import next_cursor
+from app.schemas.base import enveloped, enveloped_page
 from app.schemas.tenants import OperatorRegistration, OperatorTaskQuery
+from app.tasks import page_of_tasks
 
 blp = blueprint("operator", "Who hears of every tenant's operational events.")
 
@@ -45,14 +44,11 @@ def list_operator_endpoints(_owner: int) -> Any:
 @blp.route("/operator/tasks", methods=["GET"])
 @called_by(an_admin)
 @blp.arguments(OperatorTaskQuery(), location="query")
-@blp.response(
-    200,
-    enveloped("OperatorTasks", fields.List(fields.Nested(AdminTask())), next_cursor=next_cursor()),
-)
+@blp.response(200, enveloped_page("OperatorTasks", AdminTask()))
 def list_operator_tasks(_owner: int, wanted: dict[str, Any]) -> Any:
     """List the operator's tasks
 
     The newest first, each with its endpoint's URL.
     """
     found = page_of_tasks(OPERATOR, **wanted)
-    return {"data": found.items, "next_cursor": found.next_cursor}, link_to_next(found.next_cursor)
+    return paged(found)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from app import errors
 from app.auth import Principal
-from app.blueprints.common import Blueprint, Dialect, lets_in
+from app.blueprints.common import Blueprint, Dialect, lets_in, link_to_next
+from app.pages import Page
 
 PREFIX = "/api/webhooks"
 
@@ -27,3 +30,8 @@ def an_admin(principal: Principal) -> int:
     if not principal.is_admin:
         raise errors.Error("forbidden", "this takes a token with the role admin")
     return 0
+
+
+def paged(found: Page) -> tuple[dict[str, Any], dict[str, str]]:
+    """A page of a list, and the header that names the next one; for an ``enveloped_page``."""
+    return {"data": found.items, "next_cursor": found.next_cursor}, link_to_next(found.next_cursor)

@@ -7,12 +7,10 @@ from typing import Any
 from marshmallow import fields
 
 from app import tasks
-from app.blueprints.admin.surface import an_admin, blueprint
-from app.blueprints.common import called_by, idempotent, link_to_next
-from app.pages import page_of_tasks
+from app.blueprints.admin.surface import an_admin, blueprint, paged
+from app.blueprints.common import called_by, idempotent
 from app.schemas.admin import AdminTask, AdminTaskQuery, ById, JustId
-from app.schemas.base import enveloped
-from app.schemas.fields import next_cursor
+from app.schemas.base import enveloped, enveloped_page
 
 blp = blueprint("tasks", "Tasks of any tenant.")
 
@@ -20,21 +18,14 @@ blp = blueprint("tasks", "Tasks of any tenant.")
 @blp.route("/tasks", methods=["GET"])
 @called_by(an_admin)
 @blp.arguments(AdminTaskQuery(), location="query")
-@blp.response(
-    200,
-    enveloped(
-        "Tasks",
-        fields.List(fields.Nested(AdminTask())),
-        next_cursor=next_cursor(),
-    ),
-)
+@blp.response(200, enveloped_page("Tasks", AdminTask()))
 def list_tasks(_owner: int, wanted: dict[str, Any]) -> Any:
     """List a tenant's tasks
 
     The newest first, each with its endpoint's URL.
     """
-    found = page_of_tasks(wanted.pop("tenant_id"), **wanted)
-    return {"data": found.items, "next_cursor": found.next_cursor}, link_to_next(found.next_cursor)
+    found = tasks.page_of_tasks(wanted.pop("tenant_id"), **wanted)
+    return paged(found)
 
 
 @blp.route("/tasks/retry", methods=["POST"])

@@ -9,10 +9,9 @@ from flask import g
 from marshmallow import fields
 
 from app import errors, tenants
-from app.blueprints.admin.surface import an_admin, blueprint
-from app.blueprints.common import called_by, idempotent, link_to_next, may_answer, service
-from app.schemas.base import PageQuery, enveloped
-from app.schemas.fields import next_cursor
+from app.blueprints.admin.surface import an_admin, blueprint, paged
+from app.blueprints.common import called_by, idempotent, may_answer, service
+from app.schemas.base import PageQuery, enveloped, enveloped_page
 from app.schemas.tenants import (
     ErasureItem,
     ErasureQuery,
@@ -31,10 +30,7 @@ blp = blueprint("tenants", "Customers of the platform.")
 @blp.route("/tenants", methods=["GET"])
 @called_by(an_admin)
 @blp.arguments(PageQuery(), location="query")
-@blp.response(
-    200,
-    enveloped("Tenants", fields.List(fields.Nested(TenantItem())), next_cursor=next_cursor()),
-)
+@blp.response(200, enveloped_page("Tenants", TenantItem()))
 def list_tenants(_owner: int, wanted: dict[str, Any]) -> Any:
     """List the tenants
 
@@ -42,7 +38,7 @@ def list_tenants(_owner: int, wanted: dict[str, Any]) -> Any:
     for it.
     """
     found = tenants.page_of_tenants(service().limits, **wanted)
-    return {"data": found.items, "next_cursor": found.next_cursor}, link_to_next(found.next_cursor)
+    return paged(found)
 
 
 @blp.route("/tenants/detail", methods=["GET"])
@@ -117,14 +113,11 @@ def erase_tenant(_owner: int, wanted: dict[str, Any]) -> Any:
 @blp.route("/tenants/erasures", methods=["GET"])
 @called_by(an_admin)
 @blp.arguments(ErasureQuery(), location="query")
-@blp.response(
-    200,
-    enveloped("Erasures", fields.List(fields.Nested(ErasureItem())), next_cursor=next_cursor()),
-)
+@blp.response(200, enveloped_page("Erasures", ErasureItem()))
 def list_erasures(_owner: int, wanted: dict[str, Any]) -> Any:
     """List the erasures of tenants
 
     The newest first, each with what was deleted, and once it is finished what is left.
     """
     found = tenants.page_of_erasures(**wanted)
-    return {"data": found.items, "next_cursor": found.next_cursor}, link_to_next(found.next_cursor)
+    return paged(found)

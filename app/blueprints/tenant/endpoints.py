@@ -17,7 +17,6 @@ from app.blueprints.common import (
 )
 from app.blueprints.tenant.surface import a_reader, a_writer, blueprint
 from app.models import Endpoint, IfMatch
-from app.pages import page_of_endpoints
 from app.ratelimit import Limits
 from app.schemas.base import PageQuery
 from app.schemas.endpoints import (
@@ -91,7 +90,7 @@ def list_endpoints(tenant_id: int, wanted: dict[str, Any]) -> Any:
 
     The oldest first, in every status but deleted.
     """
-    found = page_of_endpoints(tenant_id, **wanted)
+    found = endpoints.page_of_endpoints(tenant_id, **wanted)
     return found, link_to_next(found.next_cursor)
 
 

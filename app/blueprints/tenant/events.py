@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from flask import g, jsonify
+from flask import g
 
 from app import errors, events
 from app.auth import READ
@@ -15,6 +15,7 @@ from app.blueprints.common import (
     counting,
     idempotent,
     link_to_next,
+    or_dry_run,
     service,
     text_with,
     with_text,
@@ -78,24 +79,6 @@ def _rationed(view: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-def _or_dry_run(answer: Callable[[int, list[Any]], Any]) -> Callable[..., Any]:
-    """Answer a dry run in place of the view, and before anything is stored about the request.
-
-    An X-Request-Id is for what is done: it would answer the publication after a dry run, too.
-    """
-
-    def decorate(view: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(view)
-        def wrapper(tenant_id: int, new: list[Any], how: dict[str, Any]) -> Any:
-            if how["dry_run"]:
-                return jsonify(answer(tenant_id, new))
-            return view(tenant_id, new)
-
-        return wrapper
-
-    return decorate
-
-
 def _would_receive(tenant_id: int, new: list[Any]) -> Any:
     (items,) = events.dry_run(tenant_id, new)
     return _DRY_RUN.dump({"items": _without_urls(items)})
@@ -130,7 +113,7 @@ def _publishing_for(owner: int, named: int | None) -> int:
 @blp.arguments(EventToPublish())
 @blp.arguments(HowToPublish(), location="query")
 @_rationed
-@_or_dry_run(_would_receive)
+@or_dry_run(_would_receive)
 @idempotent(is_action=False)
 @blp.response(202, EventPublished())
 @blp.alt_response(200, schema={"anyOf": [EventPublished(), DryRun()]}, success=True)
@@ -151,7 +134,7 @@ def publish_event(tenant_id: int, new: list[Any]) -> Any:
 @blp.arguments(Batch())
 @blp.arguments(HowToPublish(), location="query")
 @_rationed
-@_or_dry_run(_would_receive_each)
+@or_dry_run(_would_receive_each)
 @idempotent(is_action=False)
 @blp.response(202, BatchPublished())
 @blp.alt_response(200, schema=DryRuns(), success=True)

@@ -8,7 +8,6 @@ from app import replays
 from app.blueprints.common import called_by, idempotent, link_to_next
 from app.blueprints.tenant.surface import a_reader, a_writer, blueprint
 from app.models import Replay
-from app.pages import page_of_replays
 from app.ratelimit import Limits
 from app.schemas.fields import parse_id
 from app.schemas.replays import (
@@ -46,7 +45,7 @@ def list_replays(tenant_id: int, wanted: dict[str, Any]) -> Any:
 
     The newest first; those of one endpoint or in one status if so wanted.
     """
-    found = page_of_replays(tenant_id, **wanted)
+    found = replays.page_of_replays(tenant_id, **wanted)
     return found, link_to_next(found.next_cursor)
 
 

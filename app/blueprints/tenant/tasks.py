@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from flask import g, jsonify, request
+from flask import request
 
 from app import bulk_retries, tasks
-from app.blueprints.common import called_by, idempotent, link_to_next
+from app.blueprints.common import called_by, idempotent, link_to_next, or_dry_run
 from app.blueprints.tenant.surface import a_reader, a_writer, blueprint
 from app.models import BulkRetry, Event, Task
-from app.pages import page_of_bulk_retries, page_of_tasks
 from app.ratelimit import Limits
 from app.schemas.base import PageQuery
 from app.schemas.fields import parse_id
@@ -45,22 +43,8 @@ def _unless_dry_run(limits: Limits, tenant_id: int) -> None:
         limits.replay(tenant_id)
 
 
-def _or_dry_run(view: Callable[..., Any]) -> Callable[..., Any]:
-    """Answer how many tasks it would be, before anything is stored about the request.
-
-    An X-Request-Id is for what is done: it would answer the retry after a dry run, too. So each is
-    counted here: with an X-Request-Id, ``called_by`` leaves that to what makes the retry.
-    """
-
-    @wraps(view)
-    def wrapper(tenant_id: int, wanted: dict[str, Any], how: dict[str, Any]) -> Any:
-        narrowed = TaskFilter(**wanted)
-        if how["dry_run"]:
-            g.count()
-            return jsonify(_COUNT.dump(bulk_retries.count(tenant_id, narrowed)))
-        return view(tenant_id, narrowed)
-
-    return wrapper
+def _would_be_retried(tenant_id: int, wanted: TaskFilter) -> Any:
+    return _COUNT.dump(bulk_retries.count(tenant_id, wanted))
 
 
 @blp.route("/tasks", methods=["GET"])
@@ -74,7 +58,7 @@ def list_tasks(tenant_id: int, wanted: dict[str, Any]) -> Any:
     fewer tasks than `limit`, even none, and yet a `next_cursor`: one request looks at 10,000 tasks
     at most, however few of them are wanted.
     """
-    found = page_of_tasks(tenant_id, **wanted)
+    found = tasks.page_of_tasks(tenant_id, **wanted)
     return found, link_to_next(found.next_cursor)
 
 
@@ -153,7 +137,7 @@ def get_why(tenant_id: int, event_id: str) -> Any:
 @called_by(a_writer, Limits.request, _unless_dry_run)
 @blp.arguments(BulkRetryRequest())
 @blp.arguments(HowToRetry(), location="query")
-@_or_dry_run
+@or_dry_run(_would_be_retried)
 @idempotent()
 @blp.response(202, BulkRetryStarted())
 @blp.alt_response(200, schema=BulkRetryCount(), success=True)
@@ -195,7 +179,7 @@ def list_bulk_retries(tenant_id: int, wanted: dict[str, Any]) -> Any:
 
     The newest first.
     """
-    found = page_of_bulk_retries(tenant_id, **wanted)
+    found = bulk_retries.page_of_bulk_retries(tenant_id, **wanted)
     return found, link_to_next(found.next_cursor)
 
 
