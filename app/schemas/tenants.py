@@ -220,6 +220,14 @@ class PortalToken(Outgoing):
     expires_at = Time()
 
 
+def _are_operational(patterns: list[str]) -> None:
+    for pattern in patterns:
+        if pattern != "*" and not pattern.startswith("hookjetty."):
+            raise ValidationError(
+                f"{pattern!r} matches no operational event; their types begin with hookjetty."
+            )
+
+
 class OperatorRegistration(Body):
     """An endpoint of the operator's, which hears of every tenant's operational events."""
 
@@ -228,7 +236,8 @@ class OperatorRegistration(Body):
         metadata={
             "description": "Wanted types; all operational events when absent, or with `*`.",
             "examples": [["hookjetty.endpoint.*"]],
-        }
+        },
+        validate=_are_operational,
     )
     secret = Secret(metadata={"description": "Signs its deliveries; made up when absent."})
 
