@@ -67,9 +67,13 @@ class LimitsWanted(TenantNamed):
 
     requests_per_second = _own_limit("requests_per_second", "Requests but publishing.")
     registrations_per_minute = _own_limit(
-        "registrations_per_minute", "Requests that make us call its URLs to ask for consent."
+        "registrations_per_minute",
+        "Requests that can make us call a URL at once: to register, resume, verify or test an"
+        " endpoint, or to rotate its secret.",
     )
-    replays_per_minute = _own_limit("replays_per_minute", "Replays started.")
+    replays_per_minute = _own_limit(
+        "replays_per_minute", "Replays, bulk retries and recoveries started."
+    )
     events_per_second = _own_limit(
         "events_per_second", "Events published, and how many of them at once."
     )
