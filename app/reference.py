@@ -17,6 +17,9 @@ from typing import Any, NamedTuple
 
 Document = Mapping[str, Any]
 
+# An integer of up to this is an id, whose bounds nobody has to read each time.
+LARGEST_ID = 2**53 - 1
+
 
 class Heading(NamedTuple):
     """A heading; ``anchor`` is what links lead to."""
@@ -239,7 +242,7 @@ def _type(document: Document, schema: Mapping[str, Any]) -> str:
             ("minItems", "from {:,} items"),
             ("maxItems", "to {:,} items"),
         )
-        if word in known
+        if word in known and known.get("maximum") != LARGEST_ID
     ]
     if known.get("format") == "date-time":
         text = text.replace("string", "time")

@@ -345,6 +345,13 @@ class Client(_Api):
         body = {"secret": secret, "overlap_seconds": overlap_seconds}
         return self._call("POST", path, body, request_id=request_id, if_match=if_match)
 
+    def recover_endpoint(
+        self, endpoint_id: str, since: str, *, request_id: str | None = None
+    ) -> answers.BulkRetryStarted:
+        """Retry what failed at an endpoint since a time, an event's id, or ``failing_since``."""
+        path = _path("endpoints", endpoint_id, "recover")
+        return self._call("POST", path, {"since": since}, request_id=request_id)
+
     # ----------------------------------------------------------------------------------- events
 
     def publish(
@@ -417,6 +424,10 @@ class Client(_Api):
         """One event, with its tasks."""
         return self._call("GET", _path("events", event_id))
 
+    def get_why(self, event_id: str) -> answers.EventReasons:
+        """Why an event was delivered, or was not, in words."""
+        return self._call("GET", _path("events", event_id, "why"))
+
     def erase_event_data(
         self, event_id: str, *, request_id: str | None = None
     ) -> answers.EventItem:
@@ -440,6 +451,40 @@ class Client(_Api):
     def get_task(self, task_id: str) -> answers.TaskWithAttempts:
         """One task, with its attempts."""
         return self._call("GET", _path("tasks", task_id))
+
+    def retry_task(self, task_id: str, *, request_id: str | None = None) -> answers.TaskChanged:
+        """Try a task again at once; ``message`` tells what it has to wait for."""
+        return self._call("POST", _path("tasks", task_id, "retry"), request_id=request_id)
+
+    def cancel_task(self, task_id: str, *, request_id: str | None = None) -> answers.TaskChanged:
+        """Do not try a task again."""
+        return self._call("POST", _path("tasks", task_id, "cancel"), request_id=request_id)
+
+    def start_bulk_retry(
+        self, *, request_id: str | None = None, **narrowed: Unpack[TaskFilter]
+    ) -> answers.BulkRetryStarted:
+        """Retry all tasks that failed and that the filter finds, in the background."""
+        return self._call("POST", _path("tasks", "retry"), _filter(narrowed), request_id=request_id)
+
+    def count_bulk_retry(self, **narrowed: Unpack[TaskFilter]) -> answers.BulkRetryCount:
+        """How many tasks that would be."""
+        path = _path("tasks", "retry")
+        return self._call("POST", path, _filter(narrowed), query={"dry_run": "1"})
+
+    def list_bulk_retries(self) -> Iterator[answers.BulkRetryItem]:
+        """Bulk retries, the newest first."""
+        return self._pages(_path("bulk-retries"), "items")
+
+    def get_bulk_retry(self, bulk_retry_id: str) -> answers.BulkRetryItem:
+        """One bulk retry, and how far it has come."""
+        return self._call("GET", _path("bulk-retries", bulk_retry_id))
+
+    def cancel_bulk_retry(
+        self, bulk_retry_id: str, *, request_id: str | None = None
+    ) -> answers.BulkRetryItem:
+        """Retry no more tasks of a bulk retry."""
+        path = _path("bulk-retries", bulk_retry_id, "cancel")
+        return self._call("POST", path, request_id=request_id)
 
     # ---------------------------------------------------------------------------------- replays
 
@@ -466,6 +511,12 @@ class Client(_Api):
             "only": only,
         }
         return self._call("POST", _path("replay"), body, request_id=request_id)
+
+    def list_replays(
+        self, *, endpoint_id: str | None = None, status: str | None = None
+    ) -> Iterator[answers.ReplayItem]:
+        """Replays, the newest first: all, those of an endpoint, those in a status."""
+        return self._pages(_path("replays"), "items", endpoint_id=endpoint_id, status=status)
 
     def get_replay(self, replay_id: str) -> answers.ReplayItem:
         """One replay, and how far it has come."""
@@ -556,7 +607,81 @@ class AdminClient(_Api):
 
     # ---------------------------------------------------------------------------------- tenants
 
+    def list_tenants(self) -> Iterator[answers.TenantItem]:
+        """The tenants, by id, with their limits."""
+        return self._pages(_admin_path("tenants"), "data")
+
+    def get_tenant(self, tenant_id: int) -> answers.TenantItem:
+        """One tenant, with its limits."""
+        return self._data("GET", _admin_path("tenants", "detail"), query={"tenant_id": tenant_id})
+
+    def limit_tenant(
+        self, tenant_id: int, *, request_id: str | None = None, **limits: int | None
+    ) -> answers.TenantItem:
+        """Give a tenant limits of its own, such as ``requests_per_second``; None: everybody's."""
+        body = json.dumps({"tenant_id": tenant_id, **limits})
+        return self._data("POST", _admin_path("tenants", "limits"), body, request_id=request_id)
+
+    def create_portal_token(
+        self,
+        tenant_id: int,
+        *,
+        ttl_seconds: int | None = None,
+        scope: str | None = None,
+        request_id: str | None = None,
+    ) -> answers.PortalToken:
+        """A short-lived token of a tenant's, for a page that shows it its own webhooks."""
+        body = {"tenant_id": tenant_id, "ttl_seconds": ttl_seconds, "scope": scope}
+        path = _admin_path("tenants", "portal-token")
+        return self._data("POST", path, body, request_id=request_id)
+
+    def erase_tenant(self, tenant_id: int, *, request_id: str | None = None) -> answers.ErasureItem:
+        """Delete all that is known of a tenant, in the background."""
+        path = _admin_path("tenants", "erase")
+        return self._data("POST", path, {"tenant_id": tenant_id}, request_id=request_id)
+
+    def list_erasures(self, tenant_id: int | None = None) -> Iterator[answers.ErasureItem]:
+        """Erasures of tenants, the newest first, and how far they have come."""
+        return self._pages(_admin_path("tenants", "erasures"), "data", tenant_id=tenant_id)
+
+    def list_actions(
+        self,
+        *,
+        tenant_id: int | None = None,
+        actor: str | None = None,
+        action: str | None = None,
+        since: str | None = None,
+        until: str | None = None,
+    ) -> Iterator[answers.AuditItem]:
+        """What people did, the newest first."""
+        narrowed = {"tenant_id": tenant_id, "actor": actor, "action": action}
+        return self._pages(_admin_path("audit"), "data", **narrowed, **{"from": since, "to": until})
+
     # ----------------------------------------------------------------------------- the operator
+
+    def create_operator_endpoint(
+        self,
+        url: str,
+        events: Iterable[str] | None = None,
+        secret: str | None = None,
+        *,
+        request_id: str | None = None,
+    ) -> answers.AdminEndpointCreated:
+        """Add an endpoint that hears of every tenant's operational events."""
+        body = {"url": url, "events": _listed(events), "secret": secret}
+        path = _admin_path("operator", "endpoints")
+        return self._data("POST", path, body, request_id=request_id)
+
+    def list_operator_endpoints(self) -> list[answers.AdminEndpoint]:
+        """The operator's endpoints."""
+        return self._data("GET", _admin_path("operator", "endpoints"))
+
+    def list_operator_tasks(
+        self, *, status: str | None = None, endpoint_id: int | None = None
+    ) -> Iterator[answers.AdminTask]:
+        """The operator's tasks, the newest first."""
+        path = _admin_path("operator", "tasks")
+        return self._pages(path, "data", status=status, endpoint_id=endpoint_id)
 
     # ----------------------------------------------------------------------------------- inside
 

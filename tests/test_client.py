@@ -111,6 +111,28 @@ def test_an_id_cannot_lead_to_another_path(client):
     assert refused.value.status in {400, 404}
 
 
+def test_an_endpoint_is_paused_resumed_tried_and_given_another_secret(client, receiver):
+    made = client.register_endpoint(receiver.url("/switch"), description="d", metadata={"a": "b"})
+    endpoint_id = made["endpoint_id"]
+    shown = client.get_endpoint(endpoint_id)
+    assert (shown["description"], shown["metadata"]) == ("d", {"a": "b"})
+    etag = f'"{endpoint_id}.{shown["version"]}"'
+    assert client.pause_endpoint(endpoint_id, if_match=etag)["status"] == "paused"
+    with pytest.raises(ApiError) as conflict:
+        client.resume_endpoint(endpoint_id, if_match=etag)
+    assert conflict.value.code == "version_conflict"
+    assert client.resume_endpoint(endpoint_id)["status"] == "active"
+    verified = client.verify_endpoint(endpoint_id, check_signatures=True)
+    assert verified["verifies_signatures"] is not None
+
+    sent = client.test_endpoint(endpoint_id, "export.done")
+    wait_until(lambda: client.get_task(sent["task_id"])["status"] == "delivered")
+    assert client.reveal_secret(endpoint_id)["secret"] == made["secret"]
+    rotated = client.rotate_secret(endpoint_id, overlap_seconds=60)
+    assert rotated["secret"] != made["secret"]
+    assert client.reveal_secret(endpoint_id)["secret"] == rotated["secret"]
+
+
 # ------------------------------------------------------------------------------------ events
 
 
@@ -207,6 +229,62 @@ def test_a_replay_delivers_again_and_tells_how_far_it_is(client, receiver):
     assert client.get_replay(started["replay_id"])["events"] == 1
 
 
+def test_events_are_listed_followed_tried_and_erased(client, receiver):
+    client.register_endpoint(receiver.url("/events"))
+    (wanted,) = client.dry_run("export.done", {})
+    assert wanted["would_receive"]
+    published = client.publish("export.done", {"n": 1}, key="e")
+    wait_until(lambda: client.feed()["items"])
+    page = client.feed(type="export.*", limit=5)
+    assert [(each["event_id"], each["data"]) for each in page["items"]] == [
+        (published.event_id, {"n": 1})
+    ]
+    assert client.feed(page["next_cursor"])["items"] == []
+    assert [each["event_id"] for each in client.list_events(key="e")] == [published.event_id]
+    assert list(client.list_events(until="2026-01-01T00:00:00Z")) == []
+    assert client.get_why(published.event_id)["event_id"] == published.event_id
+    assert client.erase_event_data(published.event_id)["erased"]
+
+
+def test_failed_tasks_are_retried_one_by_one_and_many_at_once(client, admin, tenant_id, receiver):
+    made = admin.create_endpoint(tenant_id, receiver.url("/fails", status=500))
+    endpoint_id = f"ep_{made['id']}"
+    client.publish("export.done", {})
+    wait_until(lambda: list(client.list_tasks(status="retry", code_class="5xx")))
+    (task,) = client.list_tasks(type="export.*", since="2026-01-01T00:00:00Z")
+    client.pause_endpoint(endpoint_id)
+    assert "paused" in (client.retry_task(task["task_id"])["message"] or "")
+    assert client.cancel_task(task["task_id"])["status"] == "canceled"
+
+    assert client.count_bulk_retry(status="canceled", endpoint_id=endpoint_id)["tasks"] == 1
+    started = client.start_bulk_retry(status="canceled", endpoint_id=endpoint_id)
+    bulk_retry_id = started["bulk_retry_id"]
+    assert client.get_bulk_retry(bulk_retry_id)["bulk_retry_id"] == bulk_retry_id
+    wait_until(lambda: client.get_bulk_retry(bulk_retry_id)["status"] == "finished")
+    recovered = client.recover_endpoint(endpoint_id, "2026-01-01T00:00:00Z")["bulk_retry_id"]
+    listed = [each["bulk_retry_id"] for each in client.list_bulk_retries()]
+    assert listed == [recovered, bulk_retry_id]
+    wait_until(lambda: client.get_bulk_retry(recovered)["status"] == "finished")
+    with pytest.raises(ApiError, match="finished"):
+        client.cancel_bulk_retry(recovered)
+
+
+def test_replays_are_narrowed_listed_and_canceled(client, receiver):
+    endpoint = client.register_endpoint(receiver.url("/narrow"))["endpoint_id"]
+    started = client.start_replay(
+        endpoint,
+        "2026-01-01T00:00:00Z",
+        until="2999-01-01T00:00:00Z",
+        events=["a.*"],
+        only="missing",
+    )
+    (listed,) = client.list_replays(endpoint_id=endpoint)
+    assert listed["replay_id"] == started["replay_id"]
+    wait_until(lambda: client.get_replay(started["replay_id"])["status"] == "finished")
+    with pytest.raises(ApiError, match="finished"):
+        client.cancel_replay(started["replay_id"])
+
+
 # ------------------------------------------------------------------------------------- admin
 
 
@@ -232,6 +310,44 @@ def test_the_admin_surfaces_errors_have_the_same_words(admin):
     assert refused.value.request_id
 
 
+def test_an_admin_keeps_the_catalogue_of_event_types(admin, client):
+    name = f"catalogue.{next(tenants)}"
+    schema = {"type": "object", "required": ["rows"]}
+    saved = admin.save_event_type(name, "Told at the end", schema=schema, example={"rows": 3})
+    assert (saved["description"], saved["example"]) == ("Told at the end", {"rows": 3})
+    assert admin.get_event_type(name) == saved
+    assert client.get_event_type(name)["schema"] == schema
+    assert name in [each["name"] for each in client.list_event_types()]
+    assert name in [each["name"] for each in admin.list_event_types()]
+    admin.delete_event_type(name)
+    with pytest.raises(ApiError, match="does not exist"):
+        client.get_event_type(name)
+
+
+def test_an_admin_limits_follows_and_erases_a_tenant(live, admin, tenant_id):
+    limited = admin.limit_tenant(tenant_id, requests_per_second=50)
+    assert limited["own_limits"] == {"requests_per_second": 50}
+    assert admin.limit_tenant(tenant_id, requests_per_second=None)["own_limits"] == {}
+    assert admin.get_tenant(tenant_id)["id"] == tenant_id
+    assert tenant_id in [each["id"] for each in admin.list_tenants()]
+
+    portal = admin.create_portal_token(tenant_id, ttl_seconds=60, scope="webhooks:read")
+    with Client(live.url, portal["token"]) as visitor:
+        assert list(visitor.list_endpoints()) == []
+
+    assert admin.erase_tenant(tenant_id)["tenant_id"] == tenant_id
+    assert [each["tenant_id"] for each in admin.list_erasures(tenant_id)] == [tenant_id]
+    assert "erase_tenant" in [each["action"] for each in admin.list_actions(tenant_id=tenant_id)]
+
+
+def test_an_admin_adds_endpoints_of_the_operator(admin):
+    url = f"https://example.com/operator/{next(tenants)}"
+    made = admin.create_operator_endpoint(url, ["hookjetty.*"])
+    assert made["id"] in [each["id"] for each in admin.list_operator_endpoints()]
+    assert list(admin.list_operator_tasks(endpoint_id=made["id"])) == []
+    admin.delete_endpoint(made["id"])
+
+
 # ------------------------------------------------------------------------------- request ids
 
 
@@ -251,7 +367,7 @@ def request_id_of(request: bytes) -> str | None:
 
 
 def test_without_one_each_write_gets_its_own():
-    with canned(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}") as (url, requests):
+    with canned(success({})) as (url, requests):
         client = Client(url, "token")
         client.get_endpoint("ep_1")
         client.delete_endpoint("ep_1", request_id="mine")

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from flask import Flask
 
 from app import errors, models
 from app.settings import load
@@ -19,6 +20,8 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 DATA_MODEL = (ROOT / "docs/data-model.md").read_text()
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+HTTP_API = (ROOT / "docs/http-api.md").read_text()
+ADMIN_PREFIX = "/api/webhooks"
 TENANT_PREFIX = "/api/v1/data-consumption/webhooks"
 
 
@@ -56,6 +59,38 @@ def test_the_retry_schedule_is_the_default_one():
     assert [int(one[1]) * seconds[one[2]] for one in named] == list(load({}).retry_schedule)
     assert delays in README
     assert delays in DATA_MODEL
+
+
+def test_every_route_is_in_the_pages_of_the_http_api(app: Flask):
+    there = {
+        f"`{method} {rule.rule.replace('<', '{').replace('>', '}')}`"
+        for rule in app.url_map.iter_rules()
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
+    }
+    shown = set(re.findall(r"^`[A-Z]+ /\S*`$", HTTP_API, re.MULTILINE))
+    assert shown == there
+
+
+def test_every_error_code_is_in_the_pages_of_the_http_api():
+    rows = re.findall(r"^\| (\d+) \| `(\w+)` \|", section(HTTP_API, "## Errors"), re.MULTILINE)
+    assert {code: int(status) for status, code in rows} == errors.STATUS_OF_CODE
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_route_that_a_document_names_is_there(document, app: Flask):
+    """In code type, by its path below either prefix: `POST /endpoints/{id}/verify`."""
+    there = {
+        (method, re.sub(r"<\w+>", "{id}", rule.rule.removeprefix(prefix)))
+        for rule in app.url_map.iter_rules()
+        for prefix in ("", TENANT_PREFIX, ADMIN_PREFIX)
+        for method in (rule.methods or set()) - {"OPTIONS"}
+    }
+    named = {
+        (method, re.sub(r"\{\w+\}|…", "{id}", path))
+        for methods, path in re.findall(r"`([A-Z|]{3,}) (/[\w/{}…-]*)[`?]", document.read_text())
+        for method in methods.split("|")
+    }
+    assert named - there == set()
 
 
 def test_the_error_codes_are_those_of_the_contract():

@@ -329,7 +329,7 @@ def test_what_commits_late_is_waited_for_and_found(admin, database):
     with connection.cursor() as cursor:
         cursor.execute("SELECT hookjetty.publish_event(7, 'export.done', '{\"n\":1}', 'late')")
         erase(admin)
-        finish()
+        jobs.until_done(tenant_erasures.step)
         assert (report(admin)["status"], report(admin)["round"]) == ("running", 2)
         connection.commit()
     connection.close()

@@ -132,7 +132,8 @@ first time for {HOURS_KEPT} hours, with `Idempotent-Replayed: true`, and its wor
 write, it makes sure that nobody else's change came in between: a 409 otherwise.
 
 **Limits** are counted for each tenant, over all processes, before the work. What is beyond them is
-a 429 with `Retry-After` in seconds. A registration is any request that can make us call a URL at
+a 429 with `Retry-After` in seconds. The limits that are said with the operations are everybody's;
+an admin may give a tenant others. A registration is any request that can make us call a URL at
 once: to register, resume, verify or test an endpoint, or to rotate its secret; replays, bulk
 retries and recoveries are replay starts. Requests that are refused for what is in them count as
 well. Admins and operators are not limited.
@@ -190,7 +191,8 @@ PARAMETERS: dict[str, Any] = {
         "in": "header",
         "description": (
             "Makes this write idempotent: sent again with the same body, it is answered as the"
-            f" first time for {HOURS_KEPT} hours; with another body it is a 409."
+            f" first time for {HOURS_KEPT} hours; with another body it is a 409. `Idempotency-Key`"
+            " is another name for this header."
         ),
         "schema": _REQUEST_ID,
     },

@@ -66,7 +66,7 @@ class AdminEndpoint(Outgoing):
 
     id = Id()
     url = Text()
-    status = one_of(ENDPOINT_STATUSES)
+    status = one_of(ENDPOINT_STATUSES, metadata={"example": "active"})
     created_at = Time()
 
 

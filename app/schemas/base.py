@@ -84,7 +84,7 @@ def enveloped(name: str, data: fields.Field[Any], **beside: fields.Field[Any]) -
     """The admin surface's envelope around ``data``; ``name`` is for the documentation."""
     envelope: dict[str, fields.Field[Any]] = {
         "code": fields.Integer(dump_default=0, metadata={"description": "0 is success."}),
-        "msg": Text(dump_default="ok"),
+        "msg": Text(dump_default="ok", metadata={"example": "ok"}),
         "data": data,
     }
     return Outgoing.from_dict(envelope | beside, name=name)()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from marshmallow import fields, post_load, validate
+from marshmallow import fields, post_load
 
 from app.endpoints import DEFAULT_OVERLAP, TEST_TYPE
 from app.models import ENDPOINT_STATUSES, MOST_WAITING_COUNTED
@@ -135,7 +135,7 @@ class EndpointState(Outgoing):
     """tenant-api.md, Register Endpoint: what every answer about an endpoint begins with."""
 
     endpoint_id = PrefixedId("ep", attribute="id")
-    status = one_of(ENDPOINT_STATUSES)
+    status = one_of(ENDPOINT_STATUSES, metadata={"example": "active"})
     verification = fields.Nested(Verification())
 
     where_it_applies: tuple[str, ...] = ("verification",)
@@ -151,7 +151,7 @@ class OfEndpoint(Outgoing):
     """The same as ``EndpointState`` for what has an endpoint."""
 
     endpoint_id = PrefixedId("ep", attribute="endpoint.id")
-    status = Text(attribute="endpoint.status", validate=validate.OneOf(ENDPOINT_STATUSES))
+    status = one_of(ENDPOINT_STATUSES, attribute="endpoint.status", metadata={"example": "active"})
     verification = fields.Nested(Verification(), attribute="endpoint.verification")
 
     where_it_applies: tuple[str, ...] = ("verification",)

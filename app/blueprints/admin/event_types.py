@@ -76,6 +76,7 @@ def save_event_type(_owner: int, wanted: dict[str, Any]) -> Any:
 @may_answer("not_found")
 @blp.arguments(EventTypeName())
 @idempotent()
+@may_answer("not_found")
 @blp.response(200, enveloped("EventTypeDeleted", fields.Nested(EventTypeName())))
 def delete_event_type(_owner: int, wanted: dict[str, Any]) -> Any:
     """Take an event type out of the catalogue
