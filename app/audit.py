@@ -20,7 +20,7 @@ from app.schemas.fields import parse_id
 MOST_CHARACTERS = 255
 
 # How the things of an operation are written, by the last word of its name.
-_PREFIXES = {"endpoint": "ep", "task": "task", "event": "evt", "replay": "rpl"}
+_PREFIXES = {"endpoint": "ep", "task": "task", "event": "evt", "replay": "rpl", "bulk_retry": "blk"}
 # Where the tenant of a thing is found, if the request does not name it.
 _OWNED: Mapping[str, Any] = {"ep": Endpoint, "task": Task, "evt": Event, "rpl": Replay}
 
@@ -100,6 +100,8 @@ def _role(principal: Principal) -> str:
 
 def _thing(action: Action) -> str | None:
     """What was acted on: what the path names, or what was made, or what the body names."""
+    if _is_on_the_catalogue(action):
+        return str(action.answer["name"])
     prefix = _PREFIXES.get(action.name.rpartition("_")[2])
     if action.path:
         return str(next(iter(action.path.values())))[:MOST_CHARACTERS]
@@ -115,6 +117,11 @@ def _thing(action: Action) -> str | None:
     return None
 
 
+def _is_on_the_catalogue(action: Action) -> bool:
+    """Whether it acts on an event type: of nobody's, and named rather than numbered."""
+    return action.name.endswith("_event_type")
+
+
 def _tenant(action: Action, thing: str | None) -> int | None:
     """Whose things they are: the caller's, or those of the tenant that an admin acts on."""
     if action.principal.tenant_id is not None:
@@ -122,6 +129,8 @@ def _tenant(action: Action, thing: str | None) -> int | None:
     for named in (action.wanted, action.answer):
         if isinstance(tenant_id := named.get("tenant_id"), int):
             return tenant_id
+    if _is_on_the_catalogue(action):
+        return None
     prefix, _, number = (thing or "").partition("_")
     if prefix not in _OWNED or not number.isdigit():
         return None

@@ -146,7 +146,9 @@ class Registry:
             endpoint = _selected(tenant_id, wanted.get("endpoint_id"), url_key)
             if endpoint is None:
                 if if_match is not None:
-                    raise errors.conflict("If-Match: the tenant has no endpoint with that url")
+                    raise errors.conflict(
+                        "If-Match: there is no endpoint with that url; leave it out to make one"
+                    )
                 return self._create(tenant_id, wanted, url_key, _ASK_FOR_CONSENT)
             endpoint.must_match(if_match)
             return Registered(self._update(endpoint, wanted, url_key, now), is_new=False)

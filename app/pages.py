@@ -98,7 +98,7 @@ def position_in(
     if len(position) != (size or len(position)) or cursor != cursor_at(position, of):
         raise errors.invalid(
             field,
-            "is not one of this list; take next_cursor from its last page, with the same filters",
+            "is not one of this list; take next_cursor of the page before, with the same filters",
         )
     return position
 
@@ -116,8 +116,8 @@ def last_id_in(cursor: str, of: tuple[object, ...]) -> int:
     >>> last_id_in(cursor_behind(4711, ("tasks", 7)), ("tasks", 8))
     Traceback (most recent call last):
       ...
-    app.errors.Error: cursor: is not one of this list; take next_cursor from its last page, with \
-the same filters
+    app.errors.Error: cursor: is not one of this list; take next_cursor of the page before, \
+with the same filters
     """
     return int.from_bytes(position_in(cursor, of, size=_ID_BYTES), "big")
 

@@ -20,6 +20,13 @@ REPLAYS_PER_MINUTE = 6
 EVENTS_PER_SECOND = 1000
 
 
+# What counts, where the name does not say all of it.
+_COUNTED = {
+    "registrations": "registering, resuming, verifying, testing and rotating a secret all count",
+    "replay starts": "replays, bulk retries and recoveries all count",
+}
+
+
 class Rate(NamedTuple):
     """So many of something, of one tenant, within any so many seconds."""
 
@@ -121,8 +128,9 @@ def _hit(tenant_id: int, rate: Rate) -> None:
 
 
 def _too_many(limit: Rate, wait_seconds: float) -> errors.Error:
+    counted = f" ({_COUNTED[limit.what]})" if limit.what in _COUNTED else ""
     return errors.Error(
         "rate_limited",
-        f"more than {limit} of this tenant; try again after the time in Retry-After",
+        f"more than {limit} of this tenant{counted}; try again after the time in Retry-After",
         retry_after=wait_seconds,
     )

@@ -77,7 +77,8 @@ def rotate_secrets(vault: Vault) -> Report:
     if vault.fingerprints[0] not in secret_keys_in_use():
         raise NotRestarted(
             "no process was started with the newest of HOOKJETTY_SECRET_KEYS, so none would"
-            " understand what it encrypts: restart API and dispatchers with it first"
+            " understand what it encrypts: restart API and dispatchers with it first; if they have"
+            " it, this command was given an older list than they"
         )
     report = Report()
     for _ in range(PASSES):

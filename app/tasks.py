@@ -450,15 +450,15 @@ def retry(task_id: int) -> str:
             raise errors.not_found(f"task {task_id}")
         endpoint = Endpoint.get_or_none(Endpoint.id == task.endpoint_id)
         if endpoint is None or endpoint.status == "deleted":
-            raise errors.conflict(f"the endpoint of task {task_id} is deleted")
+            raise errors.conflict("the endpoint of this task is deleted")
         if task.status == "delivering":
-            raise errors.conflict(f"task {task_id} is being delivered right now")
+            raise errors.conflict("this task is being delivered right now; see what comes of it")
         event = Event.select(Event.data.is_null()).where(Event.id == task.event_id)
         is_erased = event.scalar()
         if is_erased is None:
-            raise errors.conflict(f"the event of task {task_id} is past its retention")
+            raise errors.conflict("the event of this task is past its retention")
         if is_erased:
-            raise errors.conflict(f"the data of the event of task {task_id} was erased")
+            raise errors.conflict("the data of this task's event was erased")
         active = endpoint.status == "active"
         Task.update(
             status="retry" if active else "waiting",

@@ -701,7 +701,8 @@ class _Bearer(AuthBase):
 
 
 def _path(*parts: str) -> str:
-    return "/".join([TENANT_PREFIX, *(quote(part, safe="") for part in parts)])
+    # A number where an id belongs is for the API to refuse, which says what an id looks like.
+    return "/".join([TENANT_PREFIX, *(quote(str(part), safe="") for part in parts)])
 
 
 def _admin_path(*parts: str) -> str:

@@ -74,6 +74,9 @@ def test_every_write_of_both_surfaces_is_in_it(admin, owner):
     admin.post("/tenants/portal-token", {"tenant_id": 7})
     admin.post("/operator/endpoints", {"url": "https://ops/"})
     admin.post("/delete", {"id": 3})
+    admin.post("/event-types", {"name": "task_1"})
+    admin.post("/event-types/delete", {"name": "task_1"})
+    owner.post("/tasks/retry", {"status": "failed"})
     assert done() == [
         (7, "register_endpoint", "ep_1"),
         (7, "verify_endpoint", "ep_1"),
@@ -87,6 +90,9 @@ def test_every_write_of_both_surfaces_is_in_it(admin, owner):
         (7, "create_portal_token", None),
         (0, "create_operator_endpoint", "ep_3"),
         (0, "delete_endpoint", "ep_3"),
+        (None, "save_event_type", "task_1"),
+        (None, "delete_event_type", "task_1"),
+        (7, "start_bulk_retry", "blk_1"),
     ]
     assert {(line["actor"], line["role"]) for line in lines()} == {
         ("olga", "tenant"),

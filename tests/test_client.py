@@ -499,6 +499,11 @@ def test_a_refused_field_is_told_with_its_reason(client):
     assert str(error) == f"{error.message} (invalid_request, request id r-1)"
 
 
+def test_a_number_instead_of_an_id_is_refused_with_what_an_id_is(client):
+    with pytest.raises(ApiError, match="must be an id such as ep_7"):
+        client.get_endpoint(1)
+
+
 def test_a_token_that_is_not_valid_is_unauthorized(live):
     with pytest.raises(ApiError) as refused:
         list(Client(live.url, "e30.e30.e30").list_endpoints())

@@ -93,6 +93,8 @@ def test_a_method_that_a_path_lacks_is_a_405_that_keeps_allow(client, admin, own
         answer = caller.call(method, path)
         check_shape(answer, caller.prefix + path, 405, "invalid_request")
         assert set(answer.headers["Allow"].split(", ")) == allowed
+        named = " and ".join(sorted(allowed - {"HEAD", "OPTIONS"}))
+        assert f"{method} is not for this path; it takes {named}" in answer.text
     assert set(client.post("/healthz").headers["Allow"].split(", ")) == {"GET", "HEAD", "OPTIONS"}
 
 

@@ -137,6 +137,9 @@ def test_any_moment_of_rfc_3339_is_a_bound(owner, bound, moment):
     assert len(listed(owner, **{bound: moment})["items"]) == ((bound == "to") == ("9999" in moment))
 
 
+KNOWN = "limit, cursor, type, key, from, to, after"
+
+
 @pytest.mark.parametrize(
     ("parameters", "reason"),
     [
@@ -146,6 +149,7 @@ def test_any_moment_of_rfc_3339_is_a_bound(owner, bound, moment):
         ({"key": ""}, "key: must have 1 to 255 characters"),
         ({"limit": "201"}, "limit: must be an integer from 1 to 200"),
         ({"status": "x"}, "status: is not a field of this"),
+        ({"since": "2026-01-01T00:00:00Z"}, f"since: is not a field of this; there are {KNOWN}"),
     ],
 )
 def test_what_cannot_be_looked_for_is_refused_by_its_name(owner, parameters, reason):

@@ -24,6 +24,27 @@ from tests.live import LiveService, reserve_port, wait_until
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 SCRIPTS = sorted(path.name for path in (EXAMPLES / "curl").glob("*-*.sh"))
+# Each with arguments that it takes, in the order of its README.
+CALLED_RIGHT: dict[str, list[Any]] = {
+    "create-endpoint.sh": [7, "https://example.com/"],
+    "list-endpoints.sh": [7],
+    "delete-endpoint.sh": [7],
+    "list-tasks.sh": [7],
+    "retry-task.sh": [7],
+    "list-tenants.sh": [],
+    "limit-tenant.sh": [7, "endpoints=5"],
+    "create-portal-token.sh": [7],
+    "erase-tenant.sh": [7],
+    "list-erasures.sh": [],
+    "list-actions.sh": [],
+    "create-operator-endpoint.sh": ["https://example.com/"],
+    "list-operator-endpoints.sh": [],
+    "list-operator-tasks.sh": [],
+    "save-event-type.sh": ["export.done"],
+    "list-event-types.sh": [],
+    "delete-event-type.sh": ["export.done"],
+    "publish-event.sh": ["export.done"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -71,14 +92,16 @@ def succeed(environ: dict[str, str], name: str, *arguments: object, stdin: str =
 
 
 def test_there_is_a_script_for_every_admin_operation_and_for_publishing():
-    assert SCRIPTS == [
-        "create-endpoint.sh",
-        "delete-endpoint.sh",
-        "list-endpoints.sh",
-        "list-tasks.sh",
-        "publish-event.sh",
-        "retry-task.sh",
-    ]
+    assert set(SCRIPTS) == CALLED_RIGHT.keys()
+    served = json.loads((EXAMPLES.parent / "docs" / "openapi.json").read_text())["paths"]
+    paths = [path for path in served if path.startswith("/api/webhooks")]
+    scripts = "".join((EXAMPLES / "curl" / name).read_text() for name in SCRIPTS)
+    assert [path for path in paths if path.partition("{")[0].rstrip("/") not in scripts] == []
+
+
+def test_every_script_is_in_the_readme():
+    readme = (EXAMPLES / "curl" / "README.md").read_text()
+    assert re.findall(r"^\| `(\S+\.sh)", readme, re.MULTILINE) == list(CALLED_RIGHT)
 
 
 def test_the_scripts_do_an_admins_work(live, environ, receiver):
@@ -106,6 +129,57 @@ def test_the_scripts_do_an_admins_work(live, environ, receiver):
 
     assert succeed(environ, "delete-endpoint.sh", endpoint_id)["data"] == {"id": endpoint_id}
     assert succeed(environ, "list-endpoints.sh", 7)["data"] == []
+
+
+def test_the_scripts_look_after_tenants(environ):
+    succeed(environ, "create-endpoint.sh", 21, "https://example.com/")
+    limited = succeed(environ, "limit-tenant.sh", 21, "endpoints=5", "replays_per_minute=9")["data"]
+    assert limited["own_limits"] == {"endpoints": 5, "replays_per_minute": 9}
+    succeed(environ, "limit-tenant.sh", 21, "endpoints=null")
+    shown = succeed(environ, "list-tenants.sh", 21)["data"]
+    assert shown["own_limits"] == {"replays_per_minute": 9}
+    assert shown in succeed(environ, "list-tenants.sh")["data"]
+
+    token = succeed(environ, "create-portal-token.sh", "-s", "webhooks:read", "-d", 60, 21)["data"]
+    assert (token["tenant_id"], token["scope"]) == (21, "webhooks:read")
+
+    actions = succeed(environ, "list-actions.sh", "-t", 21)["data"]
+    assert [each["action"] for each in actions] == [
+        "create_portal_token", "limit_tenant", "limit_tenant", "create_endpoint",
+    ]  # fmt: skip
+    long_ago = ["-t", 21, "-o", "limit_tenant", "-f", "2020-01-01T00:00:00Z"]
+    assert len(succeed(environ, "list-actions.sh", *long_ago)["data"]) == 2
+    long_ago = [*long_ago, "-u", "2020-01-02T00:00:00Z", "-a", "nobody & nothing"]
+    assert succeed(environ, "list-actions.sh", *long_ago)["data"] == []
+
+    erasure = succeed(environ, "erase-tenant.sh", 21)["data"]
+    assert [each["id"] for each in succeed(environ, "list-erasures.sh", 21)["data"]] == [
+        erasure["id"]
+    ]
+
+
+def test_the_scripts_look_after_the_operators_endpoints(environ):
+    wanted = ["-t", "hookjetty.task.*", "-t", "hookjetty.endpoint.disabled"]
+    made = succeed(environ, "create-operator-endpoint.sh", *wanted, "https://example.com/")
+    assert made["data"]["secret"].startswith("whsec_")
+    (listed,) = succeed(environ, "list-operator-endpoints.sh")["data"]
+    assert listed["id"] == made["data"]["id"]
+    assert succeed(environ, "list-operator-tasks.sh", "-e", listed["id"])["data"] == []
+    succeed(environ, "delete-endpoint.sh", listed["id"])
+    assert succeed(environ, "list-operator-endpoints.sh")["data"] == []
+
+
+def test_the_scripts_keep_the_catalogue(environ, tmp_path):
+    (tmp_path / "schema").write_text('{"required": ["rows"]}')
+    (tmp_path / "example").write_text('{"rows": 3}')
+    files = ["-s", tmp_path / "schema", "-x", tmp_path / "example"]
+    succeed(environ, "save-event-type.sh", "-d", 'it is "done"', *files, "export.done")
+    shown = succeed(environ, "list-event-types.sh", "export.done")["data"]
+    assert (shown["description"], shown["example"]) == ('it is "done"', {"rows": 3})
+    listed = succeed(environ, "list-event-types.sh")["data"]
+    assert [each["name"] for each in listed] == ["export.done"]
+    succeed(environ, "delete-event-type.sh", "export.done")
+    assert succeed(environ, "list-event-types.sh")["data"] == []
 
 
 def test_the_pages_of_a_long_list_are_asked_for_by_cursor(live, environ):
@@ -160,6 +234,8 @@ def test_jq_is_not_needed(environ, tmp_path):
         ("retry-task.sh", [999], "task 999 does not exist"),
         ("list-tasks.sh", ["-s", "lost & found", 7], "status: must be one of"),
         ("list-endpoints.sh", [0], "tenant_id: must be an integer"),
+        ("limit-tenant.sh", [7, "replays=5"], "replays: is not a field of this"),
+        ("create-operator-endpoint.sh", ["-t", "a", "https://b/"], "matches no operational event"),
         ("publish-event.sh", ["a"], "this takes a tenant's or a service's token"),
     ],
 )
@@ -173,16 +249,16 @@ def test_a_refusal_is_told_with_the_requests_id(environ, name, arguments, words)
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_called_wrongly_tells_its_usage(environ, name):
     wrong = {"publish-event.sh": [["-x"], ["-t", "seven", "a"]]}.get(name, [["seven", "x"], ["-x"]])
-    for arguments in ([], ["1"] * 4, *wrong):
+    for arguments in ([] if CALLED_RIGHT[name] else ["-x"], ["1"] * 4, *wrong):
         done = script(environ, name, *arguments)
         assert (done.returncode, done.stdout) == (2, "")
-        assert f"usage: {name} " in done.stderr
+        assert f"usage: {name}" in done.stderr
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_without_a_token_a_script_says_how_to_get_one(environ, name):
     del environ["HOOKJETTY_TOKEN"]
-    done = script(environ, name, *([7, "a"] if name == "create-endpoint.sh" else [7]))
+    done = script(environ, name, *CALLED_RIGHT[name])
     assert (done.returncode, done.stdout) == (2, "")
     assert "hookjetty token --role admin" in done.stderr
 

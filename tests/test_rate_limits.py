@@ -166,6 +166,7 @@ class TestFewerOfSome:
         assert refused(owner, 32, "POST", "/endpoints", json=body) == [30, 31]
         answer = owner.post("/endpoints/ep_1/verify")
         assert is_refused(answer), "it makes us call a URL as well"
+        assert "verifying, testing and rotating a secret all count" in answer.json["message"]
         assert 50 <= int(answer.headers["Retry-After"]) <= 60
         assert not is_refused(owner.get("/endpoints"))
 

@@ -124,6 +124,14 @@ class TestTheOperator:
         self.create(admin)
         assert refusal(admin.post("/operator/endpoints", {"url": self.URL}), 409)
 
+    def test_names_no_types_that_it_never_gets(self, admin):
+        for pattern in ("export.*", "hookjetty"):
+            wanted = {"url": self.URL, "events": ["hookjetty.*", pattern]}
+            assert refusal(admin.post("/operator/endpoints", wanted), 400).startswith(
+                f"events: '{pattern}' matches no operational event"
+            )
+        self.create(admin, events=["*", "hookjetty.endpoint.*"])
+
     def test_deletes_them_as_any_other(self, admin):
         made = self.create(admin, secret="x" * 20, events=["hookjetty.endpoint.*"])
         assert "secret" not in made

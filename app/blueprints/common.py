@@ -37,7 +37,7 @@ import structlog
 from flask import Flask, Response, current_app, g, jsonify, request
 from marshmallow import Schema, ValidationError
 from webargs.flaskparser import FlaskParser
-from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
 from app import audit, errors, idempotency
 from app.auth import Principal, Tokens, bearer_token
@@ -260,8 +260,10 @@ class StrictParser(FlaskParser):
         """The body, whatever its method; its Content-Type must say that it is JSON."""
         assert isinstance(schema, Body)
         raw = body()
-        if schema.may_be_absent and not raw:
-            return {}
+        if not raw:
+            if schema.may_be_absent:
+                return {}
+            raise errors.invalid("body", "is missing; send a JSON object")
         if not (req.mimetype == "application/json" or req.mimetype.endswith("+json")):
             raise errors.invalid("Content-Type", "must be application/json")
         return schema.read(raw)
@@ -634,7 +636,10 @@ def _as_error(raised: Exception) -> tuple[errors.Error, int]:
     if status == 404:
         error = errors.not_found(request.path)
     elif status == 405:
-        return errors.Error("invalid_request", f"{request.method} is not for this path"), 405
+        assert isinstance(raised, MethodNotAllowed)
+        taken = " and ".join(sorted({*(raised.valid_methods or ())} - {"HEAD", "OPTIONS"}))
+        refused = f"{request.method} is not for this path; it takes {taken}"
+        return errors.Error("invalid_request", refused), 405
     elif status is not None and 400 <= status < 500:
         assert isinstance(raised, HTTPException)
         error = errors.Error("invalid_request", raised.description or raised.name)

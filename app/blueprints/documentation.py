@@ -133,7 +133,10 @@ write, it makes sure that nobody else's change came in between: a 409 otherwise.
 
 **Limits** are counted for each tenant, over all processes, before the work. What is beyond them is
 a 429 with `Retry-After` in seconds. The limits that are said with the operations are everybody's;
-an admin may give a tenant others. Admins and operators are not limited.
+an admin may give a tenant others. A registration is any request that can make us call a URL at
+once: to register, resume, verify or test an endpoint, or to rotate its secret; replays, bulk
+retries and recoveries are replay starts. Requests that are refused for what is in them count as
+well. Admins and operators are not limited.
 
 **Lists** are pages. `next_cursor` of one page, as `cursor`, asks for the next; so does the URL in
 the header `Link` with `rel="next"`. The last page has neither.

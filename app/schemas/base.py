@@ -23,7 +23,7 @@ class Incoming(Schema):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.error_messages["type"] = "must be a JSON object"
-        known = ", ".join(self.load_fields)
+        known = ", ".join(each.data_key or name for name, each in self.load_fields.items())
         self.error_messages["unknown"] = f"is not a field of this; there are {known}"
 
 

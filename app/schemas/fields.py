@@ -34,6 +34,16 @@ _TIME = r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{3}Z"
 _is_segments = re.compile(_SEGMENTS).fullmatch
 
 
+# What a thing's id is called in a path.
+_NAMES_OF_IDS = {
+    "ep": "endpoint_id",
+    "evt": "event_id",
+    "task": "task_id",
+    "rpl": "replay_id",
+    "blk": "bulk_retry_id",
+}
+
+
 def parse_id(prefix: str, text: str, field: str | None = None) -> int:
     """The number in a tenant-facing id, or ``invalid_request``.
 
@@ -42,7 +52,7 @@ def parse_id(prefix: str, text: str, field: str | None = None) -> int:
     """
     number = text.removeprefix(f"{prefix}_")
     if number == text or not re.fullmatch(r"[1-9][0-9]{0,15}", number) or int(number) > LARGEST_ID:
-        raise errors.invalid(field or "path", _id_reason(prefix))
+        raise errors.invalid(field or _NAMES_OF_IDS[prefix], _id_reason(prefix))
     return int(number)
 
 

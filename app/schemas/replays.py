@@ -70,7 +70,9 @@ class ReplayItem(Outgoing):
         Text(), metadata={"description": "Narrowed to these types of events."}
     )
     only_those = one_of(REPLAY_ONLY, data_key="only", attribute="only")
-    progress = fields.Float(metadata={"description": "In percent of the time it goes through."})
+    progress = fields.Float(
+        metadata={"description": "In percent of the time it goes through.", "examples": [50.0]}
+    )
     events = fields.Integer(metadata={"description": "Looked at so far."})
     tasks = fields.Integer(metadata={"description": "Made so far."})
     created_at = Time()

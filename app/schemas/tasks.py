@@ -286,7 +286,9 @@ class BulkRetryItem(Outgoing):
     bulk_retry_id = PrefixedId("blk", attribute="id")
     status = one_of(WALK_STATUSES)
     filter = fields.Nested(ShownFilter(), attribute="wanted")
-    progress = fields.Float(metadata={"description": "In percent of the time of its tasks."})
+    progress = fields.Float(
+        metadata={"description": "In percent of the time of its tasks.", "examples": [50.0]}
+    )
     looked_at = fields.Integer(metadata={"description": "Tasks so far, wanted or not."})
     tasks = fields.Integer(metadata={"description": "Retried so far."})
     created_at = Time()

@@ -67,9 +67,13 @@ class LimitsWanted(TenantNamed):
 
     requests_per_second = _own_limit("requests_per_second", "Requests but publishing.")
     registrations_per_minute = _own_limit(
-        "registrations_per_minute", "Requests that make us call its URLs to ask for consent."
+        "registrations_per_minute",
+        "Requests that can make us call a URL at once: to register, resume, verify or test an"
+        " endpoint, or to rotate its secret.",
     )
-    replays_per_minute = _own_limit("replays_per_minute", "Replays started.")
+    replays_per_minute = _own_limit(
+        "replays_per_minute", "Replays, bulk retries and recoveries started."
+    )
     events_per_second = _own_limit(
         "events_per_second", "Events published, and how many of them at once."
     )
@@ -220,6 +224,14 @@ class PortalToken(Outgoing):
     expires_at = Time()
 
 
+def _are_operational(patterns: list[str]) -> None:
+    for pattern in patterns:
+        if pattern != "*" and not pattern.startswith("hookjetty."):
+            raise ValidationError(
+                f"{pattern!r} matches no operational event; their types begin with hookjetty."
+            )
+
+
 class OperatorRegistration(Body):
     """An endpoint of the operator's, which hears of every tenant's operational events."""
 
@@ -228,7 +240,8 @@ class OperatorRegistration(Body):
         metadata={
             "description": "Wanted types; all operational events when absent, or with `*`.",
             "examples": [["hookjetty.endpoint.*"]],
-        }
+        },
+        validate=_are_operational,
     )
     secret = Secret(metadata={"description": "Signs its deliveries; made up when absent."})
 

@@ -43,7 +43,7 @@ def list_event_types(_owner: int, wanted: dict[str, Any]) -> Any:
 def get_event_type(_owner: int, name: str) -> Any:
     """Look at one event type, with its JSON Schema and an example"""
     if not is_event_type(name):
-        raise errors.invalid("path", "must be an event type such as export.done")
+        raise errors.invalid("name", "must be an event type such as export.done")
     return {"data": event_types.get(name)}
 
 

@@ -34,5 +34,5 @@ def list_event_types(_tenant_id: int, wanted: dict[str, Any]) -> Any:
 def get_event_type(_tenant_id: int, name: str) -> Any:
     """Look at one event type, with its JSON Schema and an example"""
     if not is_event_type(name):
-        raise errors.invalid("path", "must be an event type such as export.done")
+        raise errors.invalid("name", "must be an event type such as export.done")
     return event_types.get(name)
