@@ -1184,8 +1184,8 @@ DECLARE
     ids        bigint[];
     made       integer;
 BEGIN
-    WITH wanted AS MATERIALIZED (
-        SELECT row_number() OVER () AS place, c.tenant_id, c.type, c.fact, e.endpoints, e.callable
+    WITH told AS MATERIALIZED (
+        SELECT row_number() OVER () AS place, c.*
         FROM (SELECT f.tenant_id, f.type, f.fact, hookjetty.patterns_for(f.type) AS patterns
               FROM unnest(tenants, types, facts) f (tenant_id, type, fact) WHERE f.tenant_id <> 0
               UNION ALL
@@ -1194,13 +1194,21 @@ BEGIN
                      format('{"tenant_id":%s,%s', f.tenant_id, substr(f.fact::text, 2))::json,
                      hookjetty.patterns_for(f.type) || '*'::text
               FROM unnest(tenants, types, facts) f (tenant_id, type, fact) WHERE f.tenant_id <> 0
-             ) c
+             ) c),
+    -- Who wants to know, asked once about a tenant's type: all of its tasks may fail at once.
+    listeners AS MATERIALIZED (
+        SELECT c.tenant_id, c.type, e.endpoints, e.callable
+        FROM (SELECT DISTINCT t.tenant_id, t.type, t.patterns FROM told t) c
         CROSS JOIN LATERAL (
             SELECT array_agg(n.id) AS endpoints,
                    array_agg(n.status = 'active' AND n.hold_until IS NULL) AS callable
             FROM hookjetty.endpoints n
             WHERE n.tenant_id = c.tenant_id AND n.status <> 'deleted' AND n.events && c.patterns) e
-        WHERE e.endpoints IS NOT NULL)
+        WHERE e.endpoints IS NOT NULL),
+    wanted AS MATERIALIZED (
+        SELECT row_number() OVER (ORDER BY t.place) AS place, t.tenant_id, t.type, t.fact,
+               l.endpoints, l.callable
+        FROM told t JOIN listeners l ON l.tenant_id = t.tenant_id AND l.type = t.type)
     SELECT w.*, p.* INTO owners, kinds, texts, fanouts, places, endpoints, callable
     FROM (SELECT array_agg(w.tenant_id ORDER BY w.place), array_agg(w.type ORDER BY w.place),
                  array_agg(w.fact ORDER BY w.place),

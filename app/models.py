@@ -221,13 +221,17 @@ class Endpoint(Table):
         )
 
     @classmethod
-    def ids_since(cls, tenant_id: int, moment: datetime) -> list[int]:
-        """A tenant's endpoints that were live at that moment or later."""
-        deleted_since = (cls.status == "deleted") & (cls.updated_at >= moment)
-        rows = cls.select(cls.id).where(
-            cls.tenant_id == tenant_id, (cls.status != "deleted") | deleted_since
-        )
-        return [endpoint.id for endpoint in rows]
+    def ids_since(
+        cls, tenant_id: int, moment: datetime, most_deleted: int | None = None
+    ) -> list[int]:
+        """A tenant's endpoints that were live at that moment or later; of those that are deleted
+        by now, the latest so many.
+        """
+        its = cls.select(cls.id).where(cls.tenant_id == tenant_id)
+        live = its.where(cls.status != "deleted")
+        deleted = its.where(cls.status == "deleted", cls.updated_at >= moment)
+        deleted = deleted.order_by(cls.updated_at.desc()).limit(most_deleted)
+        return [endpoint.id for endpoint in (*live, *deleted)]
 
     @classmethod
     def change(cls, endpoint_id: int, **columns: Any) -> Self | None:

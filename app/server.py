@@ -12,7 +12,6 @@ import errno
 import re
 import selectors
 import socket
-import struct
 import time
 from collections import deque
 from contextlib import suppress
@@ -31,17 +30,18 @@ if TYPE_CHECKING:
 REQUEST_SECONDS = 30.0
 # So long an answered connection waits to be closed by the client, who may not have read it all yet.
 LINGER_SECONDS = 2.0
-# So long a thread waits for a client to take what does not fit into the kernel's buffer, and how
-# much that is to be; the kernel may allow less.
-WRITE_SECONDS = 10
+# So long a thread waits in all for a client to take an answer, and how much of that is to fit into
+# the kernel's buffer, for which nobody waits; the kernel may allow less.
+ANSWER_SECONDS = 30.0
 SEND_BUFFER_BYTES = 1024 * 1024
 
 # Longer ones are handed over as they are, for gunicorn or a view to refuse. A view reads up to
 # 16 MiB of a body that it refuses, so that the client gets to see the answer.
 MOST_HEAD_BYTES = 64 * 1024
 MOST_REQUEST_BYTES = 17 * 1024 * 1024
-# Of all connections of a process; if they hold more, the one that holds most is closed.
-MOST_WAITING_BYTES = 64 * 1024 * 1024
+# Of all requests of a process that come in or wait for a thread or its answer. If they hold more,
+# those that still come in make way, the longest first, unless they are short.
+MOST_HELD_BYTES = 128 * 1024 * 1024
 
 RECEIVED_AT_A_TIME = 256 * 1024
 MOST_CHUNK_LINE_BYTES = 4096
@@ -49,13 +49,16 @@ MOST_CHUNK_LINE_BYTES = 4096
 # What a proxy may say first, with a length behind it (its PROXY protocol, version 2).
 PROXY_V2 = b"\r\n\r\n\x00\r\nQUIT\n"
 
-_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,18})[ \t]*(?=\r\n)", re.IGNORECASE)
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*0*([0-9]{1,18})[ \t]*(?=\r\n)", re.IGNORECASE)
 _ENCODING = re.compile(rb"\r\ntransfer-encoding:", re.IGNORECASE)
 _EXPECT = re.compile(rb"\r\nexpect:[ \t]*100-continue", re.IGNORECASE)
 
 
 class Request:
     r"""What has come in of a request, and whether that is all of it. Judges nothing else.
+
+    Asked after each piece that comes in, however small, in the loop of the whole process: so what
+    was looked at is not looked at again, but for a last line, and trailers within bounds.
 
     >>> request = Request()
     >>> request.add(b"POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\n{")
@@ -72,6 +75,7 @@ class Request:
         self._head = 0  # its length, once known
         self._needed = 0  # the length of it all, unless it comes in chunks
         self._chunk: int | None = None  # where the next chunk begins
+        self._expects_continue = False
 
     def add(self, data: bytes) -> None:
         """What came next."""
@@ -89,7 +93,7 @@ class Request:
 
     def takes_continue(self) -> bool:
         """Whether the client sends the body when it is told to (RFC 9110, section 10.1.1)."""
-        return bool(self._head and _EXPECT.search(self.received, 0, self._head))
+        return self._expects_continue
 
     def _find_head(self) -> bool:
         beginning = self.received[: len(PROXY_V2)]
@@ -102,6 +106,9 @@ class Request:
         if at < 0:
             return False
         self._head = self._needed = at + 4
+        if self._head > MOST_HEAD_BYTES:
+            return True
+        self._expects_continue = bool(_EXPECT.search(self.received, 0, self._head))
         lengths = _LENGTH.findall(self.received, 0, self._head)
         if _ENCODING.search(self.received, 0, self._head):
             if not lengths:
@@ -121,11 +128,26 @@ class Request:
             if not re.fullmatch(b"[0-9A-Fa-f]{1,16}", digits):
                 return True
             size = int(digits, 16)
-            if size == 0:
-                return self.received.find(b"\r\n\r\n", line) >= 0
+            if size == 0:  # and trailers, which are as a head is
+                is_endless = len(self.received) - line > MOST_HEAD_BYTES
+                return is_endless or self.received.find(b"\r\n\r\n", line) >= 0
             if line + 2 + size + 2 > len(self.received):
                 return False
             self._chunk = line + 2 + size + 2
+
+
+class Received(IterUnreader):  # type: ignore[misc]  # it has no types
+    """What has come in of a request, for gunicorn's parser, which says where the request ends."""
+
+    def __init__(self, received: bytes) -> None:
+        super().__init__([received])
+        self.was_too_little = False
+
+    def chunk(self, size_hint: int | None = None) -> bytes:
+        """All of it, once. Who wants more has read the request otherwise than we did."""
+        data: bytes = super().chunk(size_hint)
+        self.was_too_little |= not data
+        return data
 
 
 class Connection(TConn):  # type: ignore[misc]  # it has no types
@@ -135,6 +157,7 @@ class Connection(TConn):  # type: ignore[misc]  # it has no types
         super().__init__(*args)
         self.initialized = self.data_ready = True  # no thread has to wait for a beginning
         self.request = Request()
+        self.handed_over = 0  # bytes of the request that is being answered
         self.was_told_to_continue = False
 
 
@@ -144,7 +167,7 @@ class BufferingWorker(ThreadWorker):  # type: ignore[misc]  # it has no types
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._lingering: deque[Connection] = deque()
-        self._waiting_bytes = 0
+        self._held_bytes = 0
         self._stopped_at: float | None = None
 
     # -------------------------------------------------------------------------------- requests
@@ -154,13 +177,12 @@ class BufferingWorker(ThreadWorker):  # type: ignore[misc]  # it has no types
         try:
             client, address = listener.accept()
         except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.ECONNABORTED, errno.EWOULDBLOCK):
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self._make_room()
+            elif error.errno not in (errno.EAGAIN, errno.ECONNABORTED, errno.EWOULDBLOCK):
                 raise
             return
         client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
-        client.setsockopt(
-            socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", WRITE_SECONDS, 0)
-        )
         self.nr_conns += 1
         self._await_request(Connection(self.cfg, client, address, listener.getsockname()))
 
@@ -184,7 +206,7 @@ class BufferingWorker(ThreadWorker):  # type: ignore[misc]  # it has no types
     def _await_request(self, conn: Connection) -> None:
         """Mostly it is there already."""
         conn.sock.setblocking(False)
-        self._waiting_bytes += len(conn.request.received)
+        self._held_bytes += len(conn.request.received)
         if conn.request.is_whole() or self._has_all(conn):
             self._hand_over(conn)
             return
@@ -210,21 +232,24 @@ class BufferingWorker(ThreadWorker):  # type: ignore[misc]  # it has no types
             if not data:
                 return True
             conn.request.add(data)
-            self._waiting_bytes += len(data)
+            self._held_bytes += len(data)
             if conn.request.is_whole():
                 return True
         if not conn.was_told_to_continue and conn.request.takes_continue():
             conn.was_told_to_continue = True
             with suppress(OSError):
                 conn.sock.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-        while self._waiting_bytes > MOST_WAITING_BYTES and self.pending_conns:
-            self._drop_pending(max(self.pending_conns, key=lambda one: len(one.request.received)))
+        while self._held_bytes > MOST_HELD_BYTES and self.pending_conns:
+            longest = max(self.pending_conns, key=lambda one: len(one.request.received))
+            if len(longest.request.received) <= MOST_HEAD_BYTES:
+                break
+            self._drop_pending(longest)
         return False
 
     def _hand_over(self, conn: Connection) -> None:
         """Let a thread answer it. The parser has these bytes and no others: it never waits."""
         received = bytes(conn.request.received)
-        self._waiting_bytes -= len(received)
+        conn.handed_over = len(received)
         if not received:
             self._close(conn)
             return
@@ -232,21 +257,28 @@ class BufferingWorker(ThreadWorker):  # type: ignore[misc]  # it has no types
         conn.was_told_to_continue = False
         if conn.parser is None:
             conn.parser = http.get_parser(self.cfg, (), conn.client)
-        conn.parser.unreader = IterUnreader([received])
+        conn.parser.unreader = Received(received)
         self.enqueue_req(conn)
 
     def handle_request(self, req: Any, conn: Connection) -> Any:
         """Answer, in a thread."""
+        conn.sock.settimeout(ANSWER_SECONDS)  # of a whole sendall: trickling does not help
         try:
             return super().handle_request(req, conn)
-        except BlockingIOError:
+        except TimeoutError:
             raise OSError(errno.EPIPE, "the client does not read its answer") from None
 
     # -------------------------------------------------------------------------------- afterwards
 
     def finish_request(self, conn: Connection, fs: Future[Any]) -> None:
-        """What becomes of the connection: the next request on it, a pause, or its end."""
-        if fs.cancelled() or fs.exception() is not None or not fs.result():
+        """What becomes of the connection: the next request on it, a pause, or its end.
+
+        Its end, too, if the request was not there as a whole: the rest of its body may be on its
+        way, and must never be taken for another request (RFC 9112, section 11.2).
+        """
+        self._held_bytes -= conn.handed_over
+        is_over = fs.cancelled() or fs.exception() is not None or not fs.result()
+        if is_over or conn.parser.unreader.was_too_little:
             self._linger(conn)
             return
         conn.request = Request(conn.parser.unreader.take_buffered())
@@ -299,8 +331,17 @@ class BufferingWorker(ThreadWorker):  # type: ignore[misc]  # it has no types
     def _drop_pending(self, conn: Connection) -> None:
         self.pending_conns.remove(conn)
         self.poller.unregister(conn.sock)
-        self._waiting_bytes -= len(conn.request.received)
+        self._held_bytes -= len(conn.request.received)
         self._close(conn)
+
+    def _make_room(self) -> None:
+        """This process may open no more files: who has said nothing for longest is closed."""
+        if self.pending_conns:
+            self._drop_pending(self.pending_conns[0])
+        elif self.keepalived_conns:
+            conn = self.keepalived_conns.popleft()
+            self.poller.unregister(conn.sock)
+            self._close(conn)
 
     def _close(self, conn: Connection) -> None:
         self.nr_conns -= 1

@@ -26,6 +26,10 @@ from app.pages import Page, cursor_behind, last_id_in
 # One request looks at no more tasks than this, however few of them are wanted.
 MOST_LOOKED_AT = 10_000
 
+# Of endpoints that are deleted and had no task of an event, so many are named: there is no end to
+# registering and deleting.
+MOST_DELETED_NAMED = 100
+
 # The receiver's answer to the latest try, by its hundreds, as the task itself tells it.
 CODE_CLASSES: Mapping[str, str] = {
     "2xx": "t.status = 'delivered'",
@@ -226,6 +230,13 @@ def _reached(sources: Sequence[_Source], most: int, parameters: Mapping[str, Any
 def _sources(tenant_id: int, wanted: TaskFilter, parameters: dict[str, Any]) -> list[_Source]:
     """Where to look, no task being in two of them; parameters are added."""
     status = wanted.status
+    if wanted.endpoint_id is not None:
+        its = Endpoint.select().where(
+            Endpoint.id == wanted.endpoint_id, Endpoint.tenant_id == tenant_id
+        )
+        if not its.exists():
+            # The cursor would tell how far a look at another tenant's tasks reaches.
+            return [_Source(condition="false")]
     if wanted.event_id is not None:
         event = Event.get_or_none(Event.id == wanted.event_id, Event.tenant_id == tenant_id)
         parameters["ids"] = sorted(Task.ids_of_event(event)) if event else []
@@ -233,7 +244,10 @@ def _sources(tenant_id: int, wanted: TaskFilter, parameters: dict[str, Any]) -> 
     has_failed = wanted.failure is not None or wanted.code_class in ("3xx", "4xx", "5xx")
     if status == "delivering" or (status is None and has_failed):
         parameters["ids"] = _under_way(tenant_id)
-        under_way = _Source(condition="t.id = ANY (%(ids)s::bigint[]) AND t.status = 'delivering'")
+        under_way = _Source(
+            condition="t.id = ANY (%(ids)s::bigint[]) AND t.status = 'delivering'"
+            " AND t.tenant_id = %(tenant)s"
+        )
         # A task that was tried, and is not delivered, is under way or one of these.
         return [under_way, *(_rare(each) for each in _RARE if status is None)]
     if status in _RARE:
@@ -392,6 +406,7 @@ class EndpointReason(NamedTuple):
 def why_of_event(event: Event) -> list[EndpointReason]:
     """What became of an event at every endpoint that the tenant had since, oldest endpoint first.
 
+    Of those that were deleted since and have no task of it, the latest ``MOST_DELETED_NAMED``.
     What decides comes first: a task that was delivered, else the newest.
     """
     now = clock()
@@ -402,7 +417,7 @@ def why_of_event(event: Event) -> list[EndpointReason]:
             Attempt.id.in_([task.attempt_id for task in tasks if task.attempt_id])
         )
     }
-    ids = {*Endpoint.ids_since(event.tenant_id, event.created_at)}
+    ids = {*Endpoint.ids_since(event.tenant_id, event.created_at, MOST_DELETED_NAMED)}
     ids |= {task.endpoint_id for task in tasks}
     reasons = []
     for endpoint in Endpoint.select().where(Endpoint.id.in_(ids)).order_by(Endpoint.id):

@@ -53,6 +53,8 @@ def _record(
     the batch is recorded again.
 
     What comes back for a task that was erased meanwhile leaves nothing: it is nobody's any more.
+    If it was its event's data that was erased, what the receiver answered goes, too: so late,
+    nobody looks again (``jobs.event_erasure_step``).
     """
     delivered = [each for each in results if isinstance(each.decision, Delivered)]
     others = [each for each in results if not isinstance(each.decision, Delivered)]
@@ -72,7 +74,9 @@ def _record(
             if exhausted:
                 operational.tell_of_exhausted(exhausted)
         if held < len(results):
-            _FORGET_ERASED(as_array(each.task.task_id for each in results))
+            task_ids = as_array(each.task.task_id for each in results)
+            _FORGET_ERASED(task_ids)
+            _FORGET_ANSWERS(task_ids)
         if over:
             end_leases(over)
     return held
@@ -109,6 +113,16 @@ _FORGET_ERASED = Statement(
     """
 DELETE FROM hookjetty.attempts a
 WHERE a.task_id = ANY ($1) AND NOT EXISTS (SELECT FROM hookjetty.tasks t WHERE t.id = a.task_id)
+""",
+)
+
+_FORGET_ANSWERS = Statement(
+    "forget_answers",
+    ("bigint[]",),
+    """
+UPDATE hookjetty.attempts a SET response_headers = NULL, response_body = NULL
+FROM hookjetty.tasks t JOIN hookjetty.events e ON e.id = t.event_id
+WHERE a.task_id = ANY ($1) AND t.id = a.task_id AND e.data IS NULL
 """,
 )
 

@@ -6,6 +6,9 @@ import pytest
 
 from app.db import db
 from dispatcher import jobs
+from dispatcher.record import Result, record
+from dispatcher.retry import Delivered
+from dispatcher.transport import Outcome
 from tests.conftest import execute
 from tests.factories import attempt_rows, claim, make_endpoint, publish, task_rows
 
@@ -117,6 +120,25 @@ def test_a_task_under_way_ends_and_what_its_receiver_said_is_erased_later(owner,
     jobs.until_done(jobs.event_erasure_step)
     assert db.execute_sql("SELECT count(*) FROM hookjetty.event_erasures").fetchone() == (0,)
     assert task_rows()[0]["status"] == "canceled"
+
+
+def test_what_is_recorded_long_after_its_lease_has_ended_is_erased_too(owner, database):
+    """By a dispatcher that was stopped meanwhile: the erasure has looked again and is over."""
+    make_endpoint()
+    event_id, _ = publish()
+    other, _ = publish()
+    claimed = claim().tasks
+    erase(owner, event_id)
+    db.execute_sql("UPDATE hookjetty.tasks SET attempt_id = attempt_id + 1, status = 'waiting',"
+                   " next_try_at = NULL")  # fmt: skip
+    db.execute_sql("UPDATE hookjetty.event_erasures SET again_at = now()")
+    jobs.until_done(jobs.event_erasure_step)
+    assert db.execute_sql("SELECT count(*) FROM hookjetty.event_erasures").fetchone() == (0,)
+    outcome = Outcome(None, 1.0, 200, response_headers=f"x-echo: {SECRET}", response_body=SECRET)
+    record([Result(each, 0.0, outcome, Delivered()) for each in claimed])
+    bodies = {each["task_id"]: each["response_body"] for each in attempt_rows()}
+    events = {each["id"]: each["event_id"] for each in task_rows()}
+    assert {events[task]: body for task, body in bodies.items()} == {event_id: None, other: SECRET}
 
 
 def test_a_claim_treats_it_as_an_event_that_is_gone(owner):

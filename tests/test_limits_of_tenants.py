@@ -39,6 +39,13 @@ def test_requests(admin, owner, stranger):
     assert refused(owner, 5) == []
 
 
+def test_dry_runs_whatever_their_request_id(admin, owner):
+    """They do the work of counting each time, and no answer of theirs is kept."""
+    limit(admin, requests_per_second=2)
+    asked = {"json": {"status": "failed"}, "headers": {"X-Request-Id": "r"}}
+    assert refused(owner, 4, "POST", "/tasks/retry?dry_run=1", **asked) == [2, 3]
+
+
 def test_a_limit_can_be_above_everybodys(admin, owner):
     """30 a minute register."""
     limit(admin, registrations_per_minute=33)

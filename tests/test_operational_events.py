@@ -226,6 +226,24 @@ def test_a_batch_of_given_up_tasks_is_told_by_one_statement(monkeypatch):
     assert len({data["task_id"] for _, _, data in told(OPERATOR)}) == 60
 
 
+def test_who_wants_to_know_is_asked_once_however_many_fail():
+    """In the transaction that records them, with everybody's tasks behind it."""
+    make_endpoint(events=["hookjetty.*"])
+    scans = (
+        "SELECT seq_scan + idx_scan FROM pg_stat_xact_user_tables"
+        " WHERE schemaname = 'hookjetty' AND relname = 'endpoints'"
+    )
+    with db.atomic():
+        (before,) = db.execute_sql(scans).fetchone()
+        (made,) = db.execute_sql(
+            "SELECT hookjetty.tell(array_agg(%s::bigint), array_agg(%s::text),"
+            " array_agg('{\"n\": 1}'::json)) FROM generate_series(1, 50)",
+            (7, operational.EXHAUSTED),
+        ).fetchone()
+        (after,) = db.execute_sql(scans).fetchone()
+    assert (made, after - before) == (50, 2), "the tenant's endpoints, and the operator's"
+
+
 def test_what_is_delivered_or_retried_is_not_told_and_costs_no_statement(monkeypatch):
     make_endpoint(events=["hookjetty.*", "export.*"])
     publish()

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import logging
+import os
+import selectors
 import socket
 from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import suppress
+from threading import Thread
+from time import monotonic, sleep
 
 import pytest
+from gunicorn.config import Config
+from gunicorn.workers.gthread import ThreadWorker
 
 from app import server
-from app.server import Request
+from app.server import BufferingWorker, Connection, Request
 from tests.conftest import new_database
 from tests.live import LiveService
 
@@ -18,6 +28,8 @@ WHOLE = {
     "no body": b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
     "a length": HEAD + b"Content-Length: 5\r\n\r\n\r\n\r\n.",
     "a length, oddly spelled": HEAD + b"conTENT-length: \t5 \r\n\r\n12345",
+    "a length with zeros in front": HEAD + b"Content-Length: " + b"0" * 20 + b"5\r\n\r\n12345",
+    "an empty line first": b"\r\n" + HEAD + b"Content-Length: 5\r\n\r\n12345",
     "no length at all": HEAD + b"Content-Length: 0\r\n\r\n",
     "chunks": CHUNKED + b"3\r\nabc\r\nA;x=y\r\n0\r\n\r\n0\r\n\r\n\r\n0\r\n\r\n",
     "behind a proxy": b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n",
@@ -50,12 +62,136 @@ def test_a_request_is_whole_with_its_last_byte_and_not_before(sent):
         CHUNKED + b"\r\n",
         CHUNKED + b"3" * 17 + b"\r\n",
         CHUNKED + b"3" * (server.MOST_CHUNK_LINE_BYTES + 1),
+        CHUNKED + b"0\r\nX: " + b"y" * server.MOST_HEAD_BYTES,
+        HEAD + b"Content-Length: 5\r\nX: " + b"y" * server.MOST_HEAD_BYTES + b"\r\n\r\n",
         HEAD + b"Content-Length: 99999999999\r\n\r\n" + b"x" * server.MOST_REQUEST_BYTES,
     ],
     ids=lambda sent: f"{sent[34:70]!r}",
 )
 def test_for_what_is_odd_or_endless_nobody_waits(sent):
     assert Request(sent).is_whole()
+
+
+# ----------------------------------------------------------------------------------- the worker
+
+
+class Listener:
+    """Where the worker's clients come from; out of files when there is none."""
+
+    def __init__(self) -> None:
+        self.waiting: list[socket.socket] = []
+
+    def accept(self) -> tuple[socket.socket, str]:
+        if not self.waiting:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return self.waiting.pop(), ""
+
+    def getsockname(self) -> str:
+        return ""
+
+
+class Desk:
+    """A worker without threads: what it would have them answer is in ``queue``."""
+
+    def __init__(self) -> None:
+        self.worker = BufferingWorker(0, os.getppid(), [], None, 30, Config(), logging)
+        self.worker.poller = selectors.DefaultSelector()
+        self.queue: list[Connection] = []
+        self.worker.enqueue_req = self.queue.append
+        self.listener = Listener()
+        self.clients: list[socket.socket] = []
+
+    def client(self, said: bytes = b"") -> socket.socket:
+        """One that has connected and said that."""
+        mine, its = socket.socketpair()
+        mine.settimeout(5)
+        mine.sendall(said)
+        self.clients.append(mine)
+        self.listener.waiting.append(its)
+        self.worker.accept(self.listener)
+        return mine
+
+    def finish(self, result: bool) -> None:
+        """The first of the queue is answered."""
+        done: Future[bool] = Future()
+        done.set_result(result)
+        self.worker.finish_request(self.queue.pop(0), done)
+
+    def close(self) -> None:
+        for each in self.clients:
+            each.close()
+        open_ones = [key.fileobj for key in self.worker.poller.get_map().values()]
+        for each in [*open_ones, *(conn.sock for conn in self.queue)]:
+            each.close()
+        self.worker.poller.close()
+        self.worker.tmp.close()
+
+
+@pytest.fixture
+def desk() -> Iterator[Desk]:
+    desk = Desk()
+    yield desk
+    desk.close()
+
+
+def is_open(client: socket.socket) -> bool:
+    client.setblocking(False)
+    try:
+        return client.recv(1) != b""
+    except BlockingIOError:
+        return True
+
+
+def test_what_waits_for_a_thread_is_held_too(desk, monkeypatch):
+    """However many long requests come in while all threads are busy, memory has a bound."""
+    monkeypatch.setattr(server, "MOST_HEAD_BYTES", 1000)
+    monkeypatch.setattr(server, "MOST_HELD_BYTES", 6000)
+    long = HEAD + b"Content-Length: 5000\r\n\r\n"
+    desk.client(long + b"x" * 5000)
+    assert len(desk.queue) == 1
+    short, too_much = desk.client(HEAD), desk.client(long + b"x" * 2000)
+    last = desk.client(HEAD)
+    assert (is_open(short), is_open(too_much), is_open(last)) == (True, False, True)
+    desk.finish(False)
+    assert is_open(desk.client(long + b"x" * 2000)), "once that one is answered"
+
+
+def test_without_files_left_who_waited_longest_makes_room(desk):
+    """And the worker lives on, with all that it has under way."""
+    first, second = desk.client(), desk.client(HEAD)
+    desk.worker.accept(desk.listener)
+    assert (is_open(first), is_open(second)) == (False, True)
+    desk.worker.accept(desk.listener)
+    assert not is_open(second)
+    desk.worker.accept(desk.listener)
+
+
+def test_who_takes_an_answer_drop_by_drop_keeps_a_thread_for_a_bounded_time(desk, monkeypatch):
+    monkeypatch.setattr(server, "ANSWER_SECONDS", 0.3)
+    answer = b"x" * 16 * 1024 * 1024
+    monkeypatch.setattr(
+        ThreadWorker, "handle_request", lambda _self, _req, conn: conn.sock.sendall(answer)
+    )
+    client = desk.client(WHOLE["no body"])
+    (conn,) = desk.queue
+    conn.sock.setblocking(True)
+    taken = []
+
+    def drink() -> None:
+        with suppress(OSError):
+            while len(taken) < 2000:
+                taken.append(client.recv(8192))
+                sleep(0.01)
+
+    drinking = Thread(target=drink)
+    drinking.start()
+    began = monotonic()
+    with pytest.raises(OSError, match="does not read") as refused:
+        desk.worker.handle_request(None, conn)
+    assert refused.value.errno == errno.EPIPE
+    assert monotonic() - began < 2
+    client.shutdown(socket.SHUT_RDWR)
+    drinking.join()
 
 
 # --------------------------------------------------------------------------------- on the wire
@@ -116,6 +252,51 @@ def test_a_body_that_breaks_off_is_answered_and_ends_the_connection(connection):
     connection.shutdown(socket.SHUT_WR)
     said = connection.makefile("rb").read()
     assert said == b"" or said.startswith(b"HTTP/1.1 4"), said
+
+
+SMUGGLED = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def heard_after(connection: socket.socket, head: bytes) -> bytes:
+    """All that comes back to a request whose body, another request, comes late."""
+    connection.sendall(head % len(SMUGGLED))
+    with suppress(TimeoutError):  # whoever answers without the body is wrong, and is caught so
+        connection.settimeout(0.3)
+        connection.recv(1, socket.MSG_PEEK)
+    connection.settimeout(10)
+    said = b""
+    with suppress(OSError):
+        connection.sendall(SMUGGLED)
+        connection.shutdown(socket.SHUT_WR)
+        while piece := connection.recv(65536):
+            said += piece
+    return said
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        HEAD + b"Content-Length: %d\r\n\r\n",
+        b"\r\n" + HEAD + b"Content-Length: %d\r\n\r\n",
+        b"\r\n\r\n" + HEAD + b"Content-Length: %d\r\n\r\n",
+        HEAD + b"Content-Length: 000000000000000000000%d\r\n\r\n",
+    ],
+    ids=["plain", "an empty line first", "two of them", "zeros first"],
+)
+def test_no_part_of_a_body_is_taken_for_a_request(connection, head):
+    """However oddly it is framed, and however late it comes (RFC 9112, section 11.2)."""
+    assert b'"ok"' not in heard_after(connection, head)
+
+
+def test_where_gunicorn_reads_a_length_that_we_do_not_the_connection_ends(
+    server_url: str, template: str, monkeypatch
+):
+    monkeypatch.setenv("GUNICORN_CMD_ARGS", "--strip-header-spaces")
+    with new_database(server_url, template) as url, LiveService(url, dispatchers=0) as lenient:
+        with socket.create_connection(("127.0.0.1", lenient.port), timeout=10) as connection:
+            said = heard_after(connection, HEAD + b"Content-Length : %d\r\n\r\n")
+            assert said.startswith(b"HTTP/1.1 4")
+            assert b'"ok"' not in said
 
 
 def test_a_proxy_says_once_for_whom_it_asks(server_url: str, template: str, monkeypatch):

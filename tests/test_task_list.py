@@ -220,3 +220,15 @@ def test_the_times_in_a_filter_are_read_as_everywhere():
     stored = tasks.TaskFilter(status="failed", since=tasks.datetime.fromisoformat("2026-01-02T03Z"))
     assert tasks.TaskFilter.stored(stored.storable()) == stored
     assert stored.storable()["since"] == rfc3339(stored.since)
+
+
+def test_nothing_is_told_of_how_much_goes_to_another_tenant(owner, database, monkeypatch):
+    """Neither by a cursor nor by how many pages there are."""
+    monkeypatch.setattr(tasks, "MOST_LOOKED_AT", 5)
+    event, _ = publish(8)
+    theirs = make_endpoint(8)
+    for _ in range(7):
+        make_task(theirs, event, 8, status="pending", ready=True)
+    claim()
+    for query in (f"endpoint_id=ep_{theirs}", "status=delivering", "failure=http_5xx"):
+        assert all_pages(owner, query) == ([], 1), query

@@ -180,6 +180,19 @@ def test_an_event_says_what_became_of_it_at_every_endpoint(owner, stranger):
     refusal(owner.get("/events/evt_4711/why"), 404, "not_found")
 
 
+def test_of_endpoints_that_came_and_went_the_latest_are_named(owner, monkeypatch):
+    """Thirty a minute can be registered and deleted; an answer has a bound."""
+    monkeypatch.setattr(tasks, "MOST_DELETED_NAMED", 2)
+    make_endpoint(7, "https://app/0")
+    event, _ = publish()
+    owner.delete("/endpoints/ep_1")
+    for number in range(1, 4):
+        make_endpoint(7, f"https://app/{number}")
+        owner.delete(f"/endpoints/ep_{number + 1}")
+    shown = answered(owner.get(f"/events/evt_{event}/why"))["endpoints"]
+    assert [each["url"][-1] for each in shown] == ["0", "2", "3"], "and each that has a task"
+
+
 def test_of_several_tasks_the_delivered_one_says_why(owner):
     endpoint = make_endpoint(7)
     event, _ = publish()
