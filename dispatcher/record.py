@@ -54,7 +54,7 @@ def _record(
 
     What comes back for a task that was erased meanwhile leaves nothing: it is nobody's any more.
     If it was its event's data that was erased, what the receiver answered goes, too: so late,
-    nobody looks again (``jobs.erase_step``).
+    nobody looks again (``jobs.event_erasure_step``).
     """
     delivered = [each for each in results if isinstance(each.decision, Delivered)]
     others = [each for each in results if not isinstance(each.decision, Delivered)]

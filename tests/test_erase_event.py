@@ -131,9 +131,9 @@ def test_what_is_recorded_long_after_its_lease_has_ended_is_erased_too(owner, da
     erase(owner, event_id)
     db.execute_sql("UPDATE hookjetty.tasks SET attempt_id = attempt_id + 1, status = 'waiting',"
                    " next_try_at = NULL")  # fmt: skip
-    db.execute_sql("UPDATE hookjetty.erasures SET again_at = now()")
-    jobs.until_done(jobs.erase_step)
-    assert db.execute_sql("SELECT count(*) FROM hookjetty.erasures").fetchone() == (0,)
+    db.execute_sql("UPDATE hookjetty.event_erasures SET again_at = now()")
+    jobs.until_done(jobs.event_erasure_step)
+    assert db.execute_sql("SELECT count(*) FROM hookjetty.event_erasures").fetchone() == (0,)
     outcome = Outcome(None, 1.0, 200, response_headers=f"x-echo: {SECRET}", response_body=SECRET)
     record([Result(each, 0.0, outcome, Delivered()) for each in claimed])
     bodies = {each["task_id"]: each["response_body"] for each in attempt_rows()}

@@ -364,8 +364,8 @@ def idempotent(
 def or_dry_run(answer: Callable[[int, Any], Any]) -> Callable[[View], View]:
     """Answer a dry run in place of the view, and before anything is stored about the request.
 
-    An X-Request-Id is for what is done: it would answer the write after a dry run, too. So each dry
-    run is counted here: with an X-Request-Id, ``called_by`` leaves that to the write.
+    An X-Request-Id is for what is done: it would answer the write after a dry run, too. So each is
+    counted here: with an X-Request-Id, ``called_by`` leaves that to what makes the write.
     """
 
     def decorate(view: View) -> View:
