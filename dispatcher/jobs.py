@@ -213,14 +213,14 @@ def _retry_in_bulk(task_ids: list[int], status: str) -> int:
     not: a person's retry of one task is a probe, thousands of them would be a herd. Without its
     event, or with that event's data erased, there is nothing to deliver.
 
-    Locked first and then changed, as everywhere (dispatcher/claim.py). An endpoint that changes
-    meanwhile is met by the claim, or by the sweep.
+    Locked first and then changed, as everywhere (dispatcher/claim.py); one that somebody else holds
+    is waited for, since the cursor will not come back. An endpoint that changes meanwhile is met by
+    the claim, or by the sweep.
     """
     locked = db.execute_sql(
         """
         SELECT t.id, t.endpoint_id, t.event_id FROM hookjetty.tasks t
-        WHERE t.id = ANY (%s::bigint[]) AND t.rare_status = %s ORDER BY t.id
-        FOR UPDATE SKIP LOCKED
+        WHERE t.id = ANY (%s::bigint[]) AND t.rare_status = %s ORDER BY t.id FOR UPDATE
         """,
         (task_ids, status),
     ).fetchall()

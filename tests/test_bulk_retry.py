@@ -12,6 +12,7 @@ from app.db import db
 from app.models import BulkRetry, id_at, rfc3339
 from app.tasks import TaskFilter
 from dispatcher import holds, jobs
+from tests.dispatching import is_waiting_for_a_lock, wait_until
 from tests.factories import claim, make_endpoint, make_task, publish, rows, task_rows
 from tests.test_tenant_api import answered, invalid, refusal
 
@@ -337,6 +338,19 @@ def test_two_dispatchers_share_no_step(owner, event, database):
         with ThreadPoolExecutor(1) as pool:
             assert pool.submit(step_of_another_process).result() is False
     assert database and row()["status"] == "running"
+
+
+def test_a_task_that_somebody_holds_locked_is_waited_for(owner, event):
+    """It would be passed over for good."""
+    fail(make_endpoint(7), event, 3)
+    start(owner, status="failed")
+    with ThreadPoolExecutor(1) as pool:
+        with db.atomic():
+            db.execute_sql("SELECT FROM hookjetty.tasks ORDER BY id LIMIT 1 FOR UPDATE")
+            step = pool.submit(step_of_another_process)
+            wait_until(is_waiting_for_a_lock)
+        assert step.result() is True
+    assert row()["tasks"] == 3
 
 
 def step_of_another_process() -> bool:

@@ -20,7 +20,7 @@ from dispatcher.retry import Delivered, GiveUp
 from dispatcher.transport import Outcome
 from tests.acceptance.receiver import RecordingReceiver
 from tests.conftest import Caller
-from tests.dispatching import Dispatchers, add_endpoint, wait_until
+from tests.dispatching import Dispatchers, add_endpoint, is_waiting_for_a_lock, wait_until
 from tests.factories import attempt_rows, claim, make_endpoint, publish, rows, task_rows
 from tests.test_admin_api import data_of, refusal
 
@@ -285,7 +285,7 @@ def test_an_attempt_that_comes_back_later_leaves_nothing(admin, failure):
     assert task_rows(f"tenant_id = {ERASED}") == []
 
 
-def test_a_recording_at_the_same_time_leaves_nothing(admin, database):
+def test_a_recording_at_the_same_time_leaves_nothing(admin):
     """It has written its attempts and waits for the task, which is being deleted."""
     make_endpoint()
     publish()
@@ -302,25 +302,12 @@ def test_a_recording_at_the_same_time_leaves_nothing(admin, database):
         db.execute_sql("SELECT FROM hookjetty.tasks FOR UPDATE")
         thread = threading.Thread(target=record_in_a_thread)
         thread.start()
-        wait_until(lambda: _waits_for_a_lock(database))
+        wait_until(is_waiting_for_a_lock)
         tenant_erasures.step()
         tenant_erasures.step()
     thread.join()
     finish()
     assert (task_rows(), attempt_rows()) == ([], [])
-
-
-def _waits_for_a_lock(database: str) -> bool:
-    connection = psycopg2.connect(database)
-    try:
-        with connection.cursor() as cursor:
-            cursor.execute(
-                "SELECT FROM pg_stat_activity WHERE datname = current_database()"
-                " AND wait_event_type = 'Lock'"
-            )
-            return cursor.rowcount > 0
-    finally:
-        connection.close()
 
 
 def test_what_commits_late_is_waited_for_and_found(admin, database):
