@@ -8,6 +8,7 @@ the fork: two processes on one connection would corrupt its protocol.
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from app.settings import SettingsError, load
 
@@ -31,3 +32,9 @@ worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa:
 
 # A way in for other processes of this user, in the home folder, which services may not have.
 control_socket_disable = True
+
+
+def on_starting(server: Any) -> None:
+    """Refuse what the worker would silently leave out."""
+    if server.cfg.is_ssl:
+        raise SystemExit("certfile, keyfile: the API speaks plain HTTP; put TLS in front of it")

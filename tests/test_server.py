@@ -7,6 +7,8 @@ import logging
 import os
 import selectors
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import suppress
@@ -335,3 +337,12 @@ def test_the_processes_stop_in_good_time_with_clients_that_say_nothing(
         assert live.process_of_api.wait(8) == 0
         for connection in silent:
             connection.close()
+
+
+def test_tls_is_refused_rather_than_left_out():
+    command = [sys.executable, "-m", "gunicorn", "--config", "gunicorn.conf.py", "--certfile", "x"]
+    ended = subprocess.run(
+        [*command, "app.wsgi:create_app()"], check=False, capture_output=True, text=True, timeout=30
+    )
+    assert ended.returncode == 1
+    assert "put TLS in front of it" in ended.stderr
