@@ -6,7 +6,7 @@ Those that take ``if_match`` raise ``version_conflict`` when it does not match.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from app import errors
 from app.db import clock, db, hold_secret_key, is_away
 from app.destinations import Policy, Refused
 from app.models import (
+    OPERATOR,
     WELL,
     Dispatcher,
     Endpoint,
@@ -31,6 +32,9 @@ from app.settings import Settings
 from app.signing import UnreadableSecret, Vault, generate_secret, is_same_secret
 
 EVERYTHING = ["*"]
+
+# So many endpoints of a tenant may name operational events (docs/operational-events.md).
+MOST_LISTENERS = 10
 
 # A replaced secret signs beside the new one for so long, unless it was chosen otherwise.
 DEFAULT_OVERLAP = timedelta(hours=24)
@@ -223,6 +227,7 @@ class Registry:
                 "invalid_request",
                 f"the tenant has {at_most} endpoints, which is the most; delete one first",
             )
+        _check_listeners(tenant_id, wanted.get("events", EVERYTHING))
         generated = None if "secret" in wanted else generate_secret()
         rows = (
             Endpoint.insert(
@@ -250,6 +255,8 @@ class Registry:
             for name in ("url", "events", "description", "metadata")
             if name in wanted and wanted[name] != getattr(endpoint, name)
         }
+        if "events" in columns:
+            _check_listeners(endpoint.tenant_id, columns["events"], besides=endpoint.id)
         if "secret" in wanted:
             columns |= self._rotation(endpoint, wanted["secret"], now, DEFAULT_OVERLAP)
         moves = url_key is not None and url_key != endpoint.url_key
@@ -394,6 +401,27 @@ def await_consent(endpoint: Endpoint, seconds: float = HANDSHAKE_WAIT_SECONDS) -
             raise
         db.give_up()
     return endpoint
+
+
+def _check_listeners(tenant_id: int, patterns: Sequence[str], besides: int = 0) -> None:
+    """Bound how many of a tenant's endpoints hear of operational events; its row is locked.
+
+    Each task that is given up becomes a task for every one of them, and all of that is written with
+    the recording of what other tenants' receivers answered.
+    """
+    if tenant_id == OPERATOR or not _listens(patterns):
+        return
+    others = Endpoint.of(tenant_id).where(Endpoint.id != besides)
+    if sum(_listens(each.events) for each in others) >= MOST_LISTENERS:
+        raise errors.invalid(
+            "events",
+            f"operational events (hookjetty.…) are named by {MOST_LISTENERS} endpoints already,"
+            " which is the most of a tenant",
+        )
+
+
+def _listens(patterns: Sequence[str]) -> bool:
+    return any(pattern.startswith("hookjetty.") for pattern in patterns)
 
 
 def _changed(endpoint: Endpoint, columns: Mapping[str, Any]) -> Endpoint:

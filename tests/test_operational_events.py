@@ -94,6 +94,24 @@ def test_who_names_them_gets_them_and_a_star_does_not_match(patterns, hears):
     assert len(task_rows()) == len(hears)
 
 
+def test_ten_endpoints_of_a_tenant_may_hear_of_them(owner, stranger, admin):
+    """Each task that is given up becomes a task for every one of them."""
+    for each in range(10):
+        make_endpoint(7, url=f"https://app/{each}", events=["export.*", operational.EXHAUSTED])
+    eleventh = {"url": "https://app/11", "events": ["hookjetty.*"]}
+    for post in (
+        owner.post("/endpoints", eleventh),
+        admin.post("", eleventh | {"tenant_id": 7}),
+        owner.post("/endpoints", {"endpoint_id": f"ep_{make_endpoint(7)}"} | eleventh),
+    ):
+        assert post.status_code == 400, post.json
+        assert "named by 10 endpoints already" in post.get_data(as_text=True)
+    one_of_them = {"url": "https://app/3", "events": ["hookjetty.*"]}
+    assert owner.post("/endpoints", one_of_them).status_code == 200
+    assert owner.post("/endpoints", eleventh | {"events": ["*"]}).status_code == 201
+    assert stranger.post("/endpoints", eleventh).status_code == 201
+
+
 @pytest.mark.parametrize("patterns", [["*"], ["hookjetty.*"], [operational.EXHAUSTED]], ids=str)
 def test_the_operator_hears_of_every_tenant(patterns):
     operators = make_endpoint(OPERATOR, events=patterns)
