@@ -104,6 +104,11 @@ def server_url(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def template(server_url: str) -> Iterator[str]:
     """The name of a database that has the schema, for CREATE DATABASE … TEMPLATE."""
+    yield from template_on(server_url)
+
+
+def template_on(server_url: str) -> Iterator[str]:
+    """The same on whichever server."""
     with new_database(server_url) as url:
         database_module.open_database(url)
         db.ready()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from app import events
 from app.db import db
 from dispatcher import jobs
 from dispatcher.record import Result, record
 from dispatcher.retry import Delivered
 from dispatcher.transport import Outcome
-from tests.conftest import execute
+from tests.conftest import OWNER, execute
+from tests.dispatching import wait_until
 from tests.factories import attempt_rows, claim, make_endpoint, publish, task_rows
 
 SECRET = "the name of the patient"
@@ -53,6 +55,8 @@ def test_the_data_is_gone_and_the_event_stays(owner, database):
     assert listed == answer
     one = owner.get(f"/events/evt_{event_id}").json
     assert (one["data"], one["erased"]) == (None, True)
+    # The feed waits for older transactions of the whole server, those of other tests too.
+    wait_until(lambda: events.feed(OWNER, "start", limit=1).items)
     (fed,) = owner.get("/events?after=").json["items"]
     assert (fed["data"], fed["erased"]) == (None, True)
     (attempt,) = attempt_rows()

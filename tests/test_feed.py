@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
+import shutil
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,10 +18,29 @@ import psycopg2
 import pytest
 
 from app import db as database_module
-from app import events
+from app import devdb, events
 from app.db import db
-from tests.conftest import Caller, new_database
+from tests.conftest import THROWAWAY, Caller, new_database, template_on
 from tests.factories import make_endpoint, most_rows_of_a_node, publish
+
+
+@pytest.fixture(scope="module")
+def server_url() -> Iterator[str]:
+    """A server of its own: the feed ends at the oldest open transaction of the whole server, which
+    would be one of some other test.
+    """
+    server = devdb.start(Path(tempfile.mkdtemp(prefix="hookjetty-feed-")), settings=THROWAWAY)
+    try:
+        yield server.url
+    finally:
+        server.stop("immediate")
+        server.remove()
+        shutil.rmtree(server.var)
+
+
+@pytest.fixture(scope="module")
+def template(server_url: str) -> Iterator[str]:
+    yield from template_on(server_url)
 
 
 def page(caller: Caller, after: str = "start", **parameters: Any) -> dict[str, Any]:
