@@ -11,8 +11,6 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import NamedTuple
 
-from peewee import fn
-
 from app import errors, replays
 from app.db import db
 from app.models import BulkRetry, Endpoint, id_time, wake
@@ -106,19 +104,6 @@ def recover(tenant_id: int, endpoint_id: int, since: str) -> BulkRetry:
     if since == "failing_since":
         moment -= TRY_LASTS_AT_MOST
     return start(tenant_id, TaskFilter(endpoint_id=endpoint_id, failed_since=moment))
-
-
-def cancel(tenant_id: int, bulk_retry_id: int) -> BulkRetry:
-    """Retry no more tasks; those retried already stay so. ``version_conflict`` once finished."""
-    BulkRetry.update(status="canceled", finished_at=fn.now()).where(
-        BulkRetry.id == bulk_retry_id,
-        BulkRetry.tenant_id == tenant_id,
-        BulkRetry.status == "running",
-    ).execute()
-    bulk_retry = BulkRetry.get_of(tenant_id, bulk_retry_id)
-    if bulk_retry.status == "finished":
-        raise errors.conflict(f"bulk retry blk_{bulk_retry_id} has finished already")
-    return bulk_retry
 
 
 def page_of_bulk_retries(tenant_id: int, *, limit: int, cursor: str | None = None) -> Page:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from peewee import (
     JOIN,
@@ -610,39 +610,70 @@ class Attempt(Table):
         }
 
 
-class Replay(Table):
-    """A request to deliver an endpoint's past events again."""
+class Walk(Table):
+    """What a replay and a bulk retry are: a tenant's request to go through a range of its past,
+    which the dispatchers do a batch at a time.
+    """
+
+    # What errors call one, before its number.
+    called: ClassVar[str]
 
     id = BigAutoField()
     tenant_id = BigIntegerField()
-    endpoint_id = BigIntegerField()
     status = TextField()
     from_id = BigIntegerField()
     upto_id = BigIntegerField()
     cursor_id = BigIntegerField()
-    event_types = ArrayField(TextField, index=False, null=True)
-    # `only` is SQL's word, so the column bears another name than the attribute.
-    only = TextField(column_name="only_those", null=True)
-    events = BigIntegerField()
     tasks = BigIntegerField()
     created_at = DateTimeTZField()
     finished_at = DateTimeTZField(null=True)
 
-    class Meta:
-        table_name = "replays"
-
     @classmethod
     def of(cls, tenant_id: int) -> ModelSelect[Self]:
-        """A tenant's replays, the newest first."""
+        """A tenant's, the newest first."""
         return cls.select().where(cls.tenant_id == tenant_id).order_by(cls.id.desc())
 
     @classmethod
-    def get_of(cls, tenant_id: int, replay_id: int) -> Self:
-        """One of a tenant's replays, or ``not_found``."""
-        replay = cls.get_or_none(cls.id == replay_id, cls.tenant_id == tenant_id)
-        if replay is None:
-            raise errors.not_found(f"replay rpl_{replay_id}")
-        return replay
+    def get_of(cls, tenant_id: int, walk_id: int) -> Self:
+        """One of a tenant's, or ``not_found``."""
+        walk = cls.get_or_none(cls.id == walk_id, cls.tenant_id == tenant_id)
+        if walk is None:
+            raise errors.not_found(f"{cls.called}{walk_id}")
+        return walk
+
+    @classmethod
+    def cancel_of(cls, tenant_id: int, walk_id: int) -> Self:
+        """Go no further; what was done already stays so. ``version_conflict`` once finished."""
+        cls.update(status="canceled", finished_at=fn.now()).where(
+            cls.id == walk_id, cls.tenant_id == tenant_id, cls.status == "running"
+        ).execute()
+        walk = cls.get_of(tenant_id, walk_id)
+        if walk.status == "finished":
+            raise errors.conflict(f"{cls.called}{walk_id} has finished already")
+        return walk
+
+    @property
+    def progress(self) -> float:
+        """How far it has come on its way through that time, in percent."""
+        if self.status == "finished":
+            return 100.0
+        gone, all_of_it = self.cursor_id + 1 - self.from_id, self.upto_id + 1 - self.from_id
+        return round(100 * min(max(gone / max(all_of_it, 1), 0), 1), 1)
+
+
+class Replay(Walk):
+    """A request to deliver an endpoint's past events again."""
+
+    called = "replay rpl_"
+
+    endpoint_id = BigIntegerField()
+    event_types = ArrayField(TextField, index=False, null=True)
+    # `only` is SQL's word, so the column bears another name than the attribute.
+    only = TextField(column_name="only_those", null=True)
+    events = BigIntegerField()
+
+    class Meta:
+        table_name = "replays"
 
     @property
     def from_time(self) -> datetime:
@@ -654,48 +685,18 @@ class Replay(Table):
         """The moment before which it ends."""
         return id_time(self.upto_id + 1)
 
-    @property
-    def progress(self) -> float:
-        """How far it has come on its way through that time, in percent."""
-        return _percent(self)
 
-
-class BulkRetry(Table):
+class BulkRetry(Walk):
     """A request to try all tasks again that a filter finds."""
 
-    id = BigAutoField()
-    tenant_id = BigIntegerField()
-    status = TextField()
+    called = "bulk retry blk_"
+
     # `filter` is a method of Peewee's models, so the attribute bears another name than the column.
     wanted = BinaryJSONField(column_name="filter", index=False)
-    from_id = BigIntegerField()
-    upto_id = BigIntegerField()
-    cursor_id = BigIntegerField()
     looked_at = BigIntegerField()
-    tasks = BigIntegerField()
-    created_at = DateTimeTZField()
-    finished_at = DateTimeTZField(null=True)
 
     class Meta:
         table_name = "bulk_retries"
-
-    @classmethod
-    def of(cls, tenant_id: int) -> ModelSelect[Self]:
-        """A tenant's bulk retries, the newest first."""
-        return cls.select().where(cls.tenant_id == tenant_id).order_by(cls.id.desc())
-
-    @classmethod
-    def get_of(cls, tenant_id: int, bulk_retry_id: int) -> Self:
-        """One of a tenant's bulk retries, or ``not_found``."""
-        bulk_retry = cls.get_or_none(cls.id == bulk_retry_id, cls.tenant_id == tenant_id)
-        if bulk_retry is None:
-            raise errors.not_found(f"bulk retry blk_{bulk_retry_id}")
-        return bulk_retry
-
-    @property
-    def progress(self) -> float:
-        """How far it has come on its way through the time of its tasks, in percent."""
-        return _percent(self)
 
 
 class IdempotencyKey(Table):
@@ -798,13 +799,6 @@ class Dispatcher(Table):
         return cls.select().where(cls.seen_at > fn.now() - SQL("interval '30 s'"))
 
 
-def _percent(walk: Replay | BulkRetry) -> float:
-    if walk.status == "finished":
-        return 100.0
-    gone, all_of_it = walk.cursor_id + 1 - walk.from_id, walk.upto_id + 1 - walk.from_id
-    return round(100 * min(max(gone / max(all_of_it, 1), 0), 1), 1)
-
-
 def keys_of(event_ids: Sequence[int]) -> dict[int, str]:
     """The keys that events were published with, by the event's id; of those that had one."""
     rows = db.execute_sql(
@@ -874,4 +868,4 @@ def rfc3339(moment: datetime | None) -> str | None:
 
 def tables() -> Sequence[type[Table]]:
     """Every model, for the test that holds them against schema.sql."""
-    return Table.__subclasses__()
+    return [each for each in (*Table.__subclasses__(), *Walk.__subclasses__()) if each is not Walk]

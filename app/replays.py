@@ -9,8 +9,6 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from peewee import fn
-
 from app import errors
 from app.db import db
 from app.models import (
@@ -80,17 +78,6 @@ def start(
 def watermark(endpoint: Endpoint, text: str, field: str) -> int:
     """The smallest event id that a watermark includes; ``field`` is what an error calls it."""
     return _watermark(endpoint, text, field, *_kept())
-
-
-def cancel(tenant_id: int, replay_id: int) -> Replay:
-    """Make no more tasks; those made already stay. ``version_conflict`` once it has finished."""
-    Replay.update(status="canceled", finished_at=fn.now()).where(
-        Replay.id == replay_id, Replay.tenant_id == tenant_id, Replay.status == "running"
-    ).execute()
-    replay = Replay.get_of(tenant_id, replay_id)
-    if replay.status == "finished":
-        raise errors.conflict(f"replay rpl_{replay_id} has finished already")
-    return replay
 
 
 def page_of_replays(

@@ -66,4 +66,4 @@ def cancel_replay(tenant_id: int, replay_id: str) -> Any:
 
     It makes no more tasks; those it made stay. 409 once it has finished.
     """
-    return replays.cancel(tenant_id, parse_id("rpl", replay_id))
+    return Replay.cancel_of(tenant_id, parse_id("rpl", replay_id))

@@ -200,4 +200,4 @@ def cancel_bulk_retry(tenant_id: int, bulk_retry_id: str) -> Any:
 
     It retries no more tasks; those that it retried stay so. 409 once it has finished.
     """
-    return bulk_retries.cancel(tenant_id, parse_id("blk", bulk_retry_id))
+    return BulkRetry.cancel_of(tenant_id, parse_id("blk", bulk_retry_id))
